@@ -1,0 +1,14 @@
+"""The errors that a user can mend, told apart from the project's own faults."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: shown as one sentence without a traceback, exit code 2.
+
+    The message says what is wrong and what to do about it.
+    """
+
+
+class RowError(ValueError):
+    """One row cannot be used; the message is the reason that goes to the rejects table, the job goes on."""
