@@ -1,0 +1,106 @@
+"""The record every stage works on: a conversation, a list of messages, and its id.
+
+A message is `{"role": ..., "content": ...}`; the roles are system, user, assistant and tool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from raydpp.errors import RowError
+
+Message = dict[str, str]
+
+ROLES = ("system", "user", "assistant", "tool")
+END_OF_TEXT = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+
+
+def conversation_id(messages: Iterable[Message]) -> str:
+    """The id of a conversation: a hash of its roles and contents, the same wherever it is read.
+
+    It is BLAKE2b (RFC 7693) of 16 bytes over the canonical JSON `[["role","content"],...]` (no spaces, UTF-8,
+    nothing escaped that JSON lets stand). Ids are therefore uniformly distributed and independent of what
+    the text is about: sorting by id is a deterministic shuffle, and any range of ids is a random sample.
+
+    Args:
+        messages: As `validated` returns them.
+
+    Returns:
+        32 hexadecimal digits, in lower case.
+    """
+    turns = [[message["role"], message["content"]] for message in messages]
+    canonical = json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def validated(messages: Any, strip_markers: bool = True) -> list[Message]:
+    """Checks that a conversation can be trained on.
+
+    Contents stay as they are, with one exception: a literal end-of-text marker that ends an assistant turn is
+    removed (with white space that follows it), because the chat template writes its own.
+
+    Args:
+        messages: A sequence of mappings with role and content; other keys are left out of the result.
+        strip_markers: Whether such markers are removed.
+
+    Returns:
+        New messages of role and content alone.
+
+    Raises:
+        RowError: There are no messages, no assistant turn, only blank assistant turns, no user turn with text
+            before the first assistant turn, an unknown role, a content that is not text, or text that UTF-8
+            cannot write.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise RowError("the conversation has no messages")
+    given = [_message(message, turn) for turn, message in enumerate(messages, start=1)]
+    checked = [_without_marker(message) for message in given] if strip_markers else given
+    roles = [message["role"] for message in checked]
+    if "assistant" not in roles:
+        raise RowError("the conversation has no assistant turn")
+    if not any(_has_text(message) for message in checked if message["role"] == "assistant"):
+        had_text = any(_has_text(message) for message in given if message["role"] == "assistant")
+        raise RowError(f"the response is empty{' but for an end-of-text marker' if had_text else ''}")
+    opening = [message for message in checked[: roles.index("assistant")] if message["role"] == "user"]
+    if not opening:
+        raise RowError("there is no user turn before the first assistant turn")
+    if not any(_has_text(message) for message in opening):
+        raise RowError("the prompt is empty")
+    return checked
+
+
+def _message(message: Any, turn: int) -> Message:
+    if not isinstance(message, dict):
+        raise RowError(f"turn {turn} is not a message with a role and a content")
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RowError(f"turn {turn} has the unknown role {role!r}; the roles are {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise RowError(f"the content of turn {turn} is not text ({type(content).__name__})")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"turn {turn} has text that is not valid Unicode (a lone surrogate)") from None
+    return {"role": role, "content": content}
+
+
+def _without_marker(message: Message) -> Message:
+    if message["role"] != "assistant":
+        return message
+    return {"role": "assistant", "content": _without_end_of_text(message["content"])}
+
+
+def _without_end_of_text(content: str) -> str:
+    text = content.rstrip()
+    for marker in END_OF_TEXT:
+        quoted = marker == "</s>" and "<s>" in text  # a closing tag of HTML
+        if text.endswith(marker) and not quoted:
+            return _without_end_of_text(text[: -len(marker)])
+    return content
+
+
+def _has_text(message: Message) -> bool:
+    return bool(message["content"].strip())
