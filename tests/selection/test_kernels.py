@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from raydpp.errors import UserError
+from raydpp.selection.kernels import Kernel, KernelName, unit_rows
+
+
+def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+def test_the_ridge_defaults_by_kernel() -> None:
+    assert Kernel("rbf").ridge == 0.0
+    assert Kernel("cosine").ridge == 0.1
+    assert Kernel("cosine", ridge=0.0).ridge == 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"name": "linear"}, "no kernel 'linear'"),
+        ({"gamma": 0.0}, "gamma is 0"),
+        ({"gamma": float("nan")}, "gamma is nan"),
+        ({"ridge": -0.1}, "ridge is -0.1"),
+        ({"ridge": float("inf")}, "ridge is inf"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(arguments: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Kernel(**arguments)
+
+
+@pytest.mark.parametrize("gamma", [0.3, 1.0, 20.0])
+def test_rbf_is_the_gaussian_of_the_distance(gamma: float) -> None:
+    x = sphere(12, 5)
+    squared = ((x[:, None] - x[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(
+        Kernel("rbf", gamma).matrix(torch.from_numpy(x)).numpy(), np.exp(-gamma * squared), rtol=1e-12
+    )
+
+
+def test_cosine_is_the_inner_product_and_the_ridge_is_on_the_diagonal_alone() -> None:
+    x = sphere(12, 5)
+    matrix = Kernel("cosine", ridge=0.25).matrix(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(matrix, x @ x.T + 0.25 * np.eye(12), atol=1e-14)
+
+
+@pytest.mark.parametrize("kernel", [Kernel("rbf", 3.0), Kernel("rbf", ridge=0.5), Kernel("cosine")])
+def test_column_diagonal_and_cross_are_parts_of_the_matrix(kernel: Kernel) -> None:
+    x = torch.from_numpy(sphere(9, 4))
+    matrix = kernel.matrix(x)
+    torch.testing.assert_close(kernel.column(x, 6), matrix[:, 6], rtol=0, atol=1e-14)
+    assert torch.equal(kernel.diagonal(9), matrix.diagonal())
+    torch.testing.assert_close(kernel.cross(x[:4], x[4:]), matrix[:4, 4:], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["rbf", "cosine"])
+def test_equal_rows_are_exactly_1_apart_from_the_ridge(name: KernelName) -> None:
+    row = unit_rows(sphere(1, 777).astype(np.float16))  # its inner product with itself is not 1 in floating point
+    kernel = Kernel(name, gamma=50.0, ridge=0.5)
+    matrix = kernel.matrix(row.repeat(37, 1))
+    assert torch.equal(matrix, torch.ones(37, 37, dtype=torch.float64) + 0.5 * torch.eye(37))
+    assert torch.equal(kernel.column(row.repeat(37, 1), 3), matrix[3])
+
+
+def test_only_cosine_without_ridge_limits_the_budget() -> None:
+    assert Kernel("cosine", ridge=0.0).max_rank(8) == 8
+    assert Kernel("cosine").max_rank(8) is None
+    assert Kernel("rbf").max_rank(8) is None
+    Kernel("cosine", ridge=0.0).check_budget(8, 8)
+    Kernel("cosine").check_budget(9, 8)
+    with pytest.raises(UserError, match=r"rank at most 8.*9 items.*set a ridge.*or lower the size"):
+        Kernel("cosine", ridge=0.0).check_budget(9, 8)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_unit_rows_normalises_again_in_float64_and_leaves_its_input(dtype: type, as_tensor: bool) -> None:
+    stored: np.ndarray = sphere(50, 384).astype(dtype)
+    before = stored.copy()
+    stored.flags.writeable = as_tensor  # arrays that come out of Arrow are read-only
+    rows = unit_rows(torch.from_numpy(stored) if as_tensor else stored)
+    assert rows.dtype == torch.float64
+    np.testing.assert_allclose(rows.norm(dim=1).numpy(), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(rows.numpy(), before, atol=1e-3)
+    np.testing.assert_array_equal(stored, before)
+
+
+def test_unit_rows_names_the_rows_it_refuses() -> None:
+    x = sphere(10, 3)
+    x[1, 2] = np.nan
+    x[4, 0] = np.inf
+    x[5] = 0.0
+    x[8] *= 1.003
+    ids = [f"id{i}" for i in range(10)]
+    with pytest.raises(UserError) as caught:
+        unit_rows(x, ids)
+    message = str(caught.value)
+    assert "2 of 10 rows with NaN or infinite entries (ids id1, id4)" in message
+    assert "1 of 10 rows of zeros (ids id5)" in message
+    assert "1 of 10 rows without unit norm (ids id8)" in message
+
+
+def test_unit_rows_names_only_the_first_few() -> None:
+    with pytest.raises(UserError, match=re.escape("7 of 7 rows without unit norm (ids 0, 1, 2, 3, 4, ...)")):
+        unit_rows(2.0 * sphere(7, 3))
+
+
+@pytest.mark.parametrize("features", [np.zeros((0, 4)), np.ones(4), np.zeros((2, 2, 2)), np.array([["a", "b"]])])
+def test_unit_rows_refuses_what_is_not_a_table_of_numbers(features: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"N rows of D numbers|array of numbers"):
+        unit_rows(features)
+
+
+def test_unit_rows_refuses_another_number_of_ids() -> None:
+    with pytest.raises(UserError, match="3 ids for 4 rows"):
+        unit_rows(sphere(4, 3), ["a", "b", "c"])
