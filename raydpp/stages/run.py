@@ -1,0 +1,172 @@
+"""A stage's output folder: whole or visibly unfinished, and never another run's.
+
+``run.json`` holds the configuration that replays the run (``raydpp STAGE --config OUT/run.json --out NEW``), versions,
+counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished, and starts anew
+where it did not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from raydpp import store
+from raydpp.errors import UserError
+from raydpp.filesystem import resolve
+
+SUCCESS = "_SUCCESS"
+RECORD = "run.json"
+EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor"})
+"""Options that say where and how fast a stage runs, not what comes out of it."""
+
+_PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage left behind.
+
+    Attributes:
+        out: The output folder.
+        record: What run.json holds.
+        summary: One line for people.
+        repeated: Whether an earlier run had already finished this, and nothing was done now.
+    """
+
+    out: str
+    record: dict[str, Any]
+    summary: str
+    repeated: bool = False
+
+
+@dataclass
+class Run:
+    """A stage at work on its output folder: ``begin`` it, write below ``out``, ``finish`` it."""
+
+    out: str
+    record: dict[str, Any]
+    done: Outcome | None = None
+    _started: float = field(default_factory=time.perf_counter)
+
+    def path(self, *names: str) -> str:
+        return store.join(self.out, *names)
+
+    def finish(self, summary: str, **facts: Any) -> Outcome:
+        """Write the record with these facts, then the success marker."""
+        self.record |= {
+            "status": "finished",
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "summary": summary,
+            **facts,
+        }
+        store.write_json(self.path(RECORD), self.record)
+        store.write_text(self.path(SUCCESS), "")
+        return Outcome(self.out, self.record, summary)
+
+
+def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bool = False) -> Run:
+    """Claim the output folder for this run.
+
+    Args:
+        stage: The stage's name.
+        config: Every argument it was called with, ``out`` among them.
+        inputs: What identifies the data it reads (strict JSON): the same values, the same data.
+        keep: Whether what an unfinished run of the same configuration left is kept, because it is made of runs of its
+            own, rather than cleared.
+
+    Returns:
+        A run whose ``done`` is set where an earlier one with the same configuration and inputs has finished.
+
+    Raises:
+        UserError: The folder exists and is not this run's; the message names what differs.
+    """
+    out = str(config["out"])
+    record = {
+        "stage": stage,
+        "status": "unfinished",
+        "config": dict(config),
+        "inputs": list(inputs),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    record = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
+    names = store.names_in(out)
+    if names is None and store.read_text(out) is not None:
+        raise UserError(f"--out {out} is a file: name a folder")
+    if names:
+        old = _read_record(out)
+        if old is None:
+            raise UserError(f"--out {out} exists and is not a raydpp run: name another folder")
+        untouched = names == [RECORD]  # a mistake was found before any work was done: nothing is lost
+        if not untouched and (difference := _difference(old, record)):
+            raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+        if SUCCESS in names:
+            return Run(out, old, Outcome(out, old, f"{old['summary']} (done before, nothing to do)", repeated=True))
+        if not keep:
+            system, path = resolve(out)
+            system.delete_dir_contents(path)
+    store.write_json(store.join(out, RECORD), record)
+    return Run(out, record)
+
+
+def require(stages: Sequence[str], folder: str) -> dict[str, Any]:
+    """The record of a finished run of one of these stages; UserError in words where the folder is not one."""
+    wanted = f"give the output folder of raydpp {' or '.join(stages)}"
+    names = store.names_in(folder)
+    if names is None:
+        raise UserError(f"there is no folder {folder}: {wanted}")
+    record = _read_record(folder)
+    if record is None:
+        raise UserError(f"{folder} is not the output folder of a run (it has no {RECORD}): {wanted}")
+    if record["stage"] not in stages:
+        raise UserError(f"{folder} was written by raydpp {record['stage']}: {wanted}")
+    if SUCCESS not in names:
+        raise UserError(
+            f"{folder} is unfinished (it has no {SUCCESS}): run its raydpp {record['stage']} command again first"
+        )
+    return record
+
+
+def identity(record: Mapping[str, Any]) -> str:
+    """A hash of what a finished run's output depends on (hex)."""
+    text = json.dumps([record["stage"], _settings(record), record["inputs"], record.get("counts")], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record["config"].items() if name not in EXECUTION}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    if old["stage"] != new["stage"]:
+        return f"it was written by raydpp {old['stage']}"
+    before, now = _settings(old), _settings(new)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            return f"its {name} was {before.get(name)!r} and now is {now.get(name)!r}"
+    return None if old["inputs"] == new["inputs"] else "its input files have changed since"
+
+
+def _read_record(folder: str) -> dict[str, Any] | None:
+    text = store.read_text(store.join(folder, RECORD))
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"stage", "config", "inputs"} <= record.keys() else None
+
+
+def _version(package: str) -> str:
+    from raydpp import __version__
+
+    return __version__ if package == "raydpp" else version(package)

@@ -1,0 +1,125 @@
+"""What select and measure read: a gradient table, by the folder of the run that wrote it or as plain Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raydpp import store
+from raydpp.errors import UserError
+from raydpp.filesystem import resolve, split_options
+from raydpp.stages import run as runs
+from raydpp.store import Part
+
+GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True)
+class GradientTable:
+    """A table of features, unread.
+
+    Attributes:
+        name: For people: the last part of its URL.
+        parts: Its files, with the number of rows in each that belong to it.
+        column: The column with the features.
+        dimension: D.
+        fingerprint: What its numbers depend on; None for a plain Parquet file.
+        corpus: The corpus it was made from; None if unknown.
+        identity: Strict JSON that changes when the table does.
+        source: Where set, only rows of this source belong to the table.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    column: str
+    dimension: int
+    fingerprint: dict[str, Any] | None
+    corpus: str | None
+    identity: Any
+    source: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Its number of rows."""
+        return sum(part.rows for part in self.parts)
+
+    def read(self, parts: Sequence[Part]) -> pa.Table:
+        """The rows of some of its files, in the order of their ids."""
+        columns = [name for name in _columns(parts[0].url) if name in _KEPT or name == self.column]
+        table = store.read_columns(parts, columns)
+        if self.source is not None:
+            table = table.filter(pc.equal(table["source"], self.source))
+        return table.sort_by("id")
+
+
+_KEPT = frozenset(store.gradient_schema(1).names)
+
+
+def open_table(url: str, column: str) -> GradientTable:
+    """Find a table's files and check what can be checked without reading it.
+
+    Args:
+        url: The output folder of raydpp extract or select, or a Parquet file with the columns id and ``column``.
+        column: The column with the features, a fixed-size list of numbers with unit norm.
+    """
+    name = split_options(url)[0].rstrip("/").rsplit("/", 1)[-1]
+    if url.endswith(".parquet"):
+        parts = store.parquet_parts(url)
+        fingerprint, corpus = None, None
+        identity: Any = [[part.url, part.rows] for part in parts]
+    else:
+        record = runs.require(("extract", "select"), url)
+        parts = store.parquet_parts(store.join(url, GRADIENTS))
+        fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
+        column = record.get("feature_column", column)
+    system, path = resolve(parts[0].url)
+    schema = pq.read_schema(path, filesystem=system)
+    for needed in ("id", column):
+        if needed not in schema.names:
+            raise UserError(
+                f"{url} has no column {needed!r}; it has {', '.join(schema.names)}."
+                " --feature-column names the column with the features"
+            )
+    kind = schema.field(column).type
+    if not pa.types.is_fixed_size_list(kind):
+        raise UserError(f"the column {column!r} of {url} is {kind}, not a fixed-size list of numbers")
+    return GradientTable(name, tuple(parts), column, kind.list_size, fingerprint, corpus, identity)
+
+
+def by_source(table: GradientTable) -> list[GradientTable]:
+    """One table for every source of this one, made of the files it occurs in."""
+    found: dict[str, list[Part]] = {}
+    for part in table.parts:  # one short column, a file at a time
+        for entry in store.read_columns([part], ["source"])["source"].value_counts().to_pylist():
+            found.setdefault(entry["values"], []).append(Part(part.url, entry["counts"]))
+    return [replace(table, name=name, source=name, parts=tuple(found[name])) for name in sorted(found)]
+
+
+def same_fingerprint(tables: Sequence[GradientTable]) -> None:
+    """Refuse to compare tables whose numbers were made differently; the message names the field."""
+    first = tables[0]
+    for other in tables[1:]:
+        if first.dimension != other.dimension:
+            raise UserError(
+                f"{first.name} has {first.dimension} dimensions and {other.name} {other.dimension}:"
+                " distances compare only within one dimension"
+            )
+        if first.fingerprint is None or other.fingerprint is None:
+            continue
+        for field in first.fingerprint.keys() | other.fingerprint.keys():
+            if first.fingerprint.get(field) != other.fingerprint.get(field):
+                raise UserError(
+                    f"{first.name} and {other.name} cannot be compared: their {field} differs"
+                    f" ({first.fingerprint.get(field)} and {other.fingerprint.get(field)})."
+                    " Extract both with the same options"
+                )
+
+
+def _columns(url: str) -> list[str]:
+    system, path = resolve(url)
+    return list(pq.read_schema(path, filesystem=system).names)

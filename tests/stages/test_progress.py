@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raydpp.stages.progress import Counter, progress_bar, reporter, watch
+
+
+def test_the_bar_follows_what_tasks_report(cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
+
+    @ray.remote
+    def task() -> int:
+        report = reporter(counter, every=0.0)
+        for step in range(1, 8):
+            report(step, 0.0)
+        return 7
+
+    with progress_bar("stage", 7, "picks") as bar:
+        reference = task.remote()
+        watch([reference], counter, bar)
+        assert ray.get(counter.done.remote()) == 7
+    assert "stage" in capsys.readouterr().err
+
+
+def test_a_failing_task_is_raised(cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def task() -> None:
+        raise ValueError("what went wrong")
+
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
+    with progress_bar("stage", 7, "picks") as bar, pytest.raises(ValueError, match="what went wrong"):
+        watch([task.remote()], counter, bar)

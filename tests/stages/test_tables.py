@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raydpp import store
+from raydpp.errors import UserError
+from raydpp.stages.tables import GradientTable, by_source, open_table, same_fingerprint
+
+
+def written(folder: Path, name: str = "table", files: int = 1) -> str:
+    for n in range(files):
+        vectors = np.eye(4, dtype=np.float32)
+        columns = {"id": [f"{3 - i}{n}" for i in range(4)], "source": ["b", "a", "b", "b"], "other": [1, 2, 3, 4]}
+        table = pa.table({**columns, "gradient": store.vector_array(vectors, pa.float32())})
+        store.write_table(str(folder / name / f"{n}.parquet"), table)
+    return str(folder / name / "0.parquet")
+
+
+def test_a_plain_file_is_a_table_read_in_the_order_of_ids(tmp_path: Path) -> None:
+    opened = open_table(written(tmp_path), "gradient")
+    assert (opened.name, opened.rows, opened.dimension) == ("0.parquet", 4, 4)
+    assert (opened.fingerprint, opened.corpus) == (None, None)
+    found = opened.read(opened.parts)
+    assert found["id"].to_pylist() == ["00", "10", "20", "30"]
+    assert found.column_names == ["id", "source", "gradient"]
+
+
+def test_a_table_by_its_sources(tmp_path: Path) -> None:
+    small, large = by_source(open_table(written(tmp_path), "gradient"))
+    assert [(small.name, small.rows), (large.name, large.rows)] == [("a", 1), ("b", 3)]
+    assert small.read(small.parts)["id"].to_pylist() == ["20"]
+
+
+def test_a_run_is_opened_by_its_folder_with_what_it_was_made_of(table: str, corpus: str) -> None:
+    opened = open_table(table, "gradient")
+    assert (opened.rows, opened.dimension, opened.corpus) == (40, 64, corpus)
+    assert opened.fingerprint is not None
+    assert len(opened.parts) > 1
+
+
+def test_different_fingerprints_are_refused_by_the_field_that_differs(tmp_path: Path) -> None:
+    plain = open_table(written(tmp_path), "gradient")
+    one: GradientTable = replace(plain, name="one", fingerprint={"model": "m", "dtype": "float32"})
+    other = replace(one, name="other", fingerprint={"model": "m", "dtype": "bfloat16"})
+    same_fingerprint([one, one, plain])
+    with pytest.raises(UserError, match=r"one and other cannot be compared: their dtype differs \(float32 and bfloat"):
+        same_fingerprint([one, other])
+    with pytest.raises(UserError, match="4 dimensions and other 8"):
+        same_fingerprint([one, replace(other, dimension=8)])
+
+
+def test_mistakes_are_said_in_words(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.raises(UserError, match=r"no column 'x'; it has id, source, other, gradient.*--feature-column"):
+        open_table(path, "x")
+    with pytest.raises(UserError, match="not a fixed-size list"):
+        open_table(path, "other")
+    with pytest.raises(UserError, match="there is no folder"):
+        open_table(str(tmp_path / "none"), "gradient")
+    (tmp_path / "damaged.parquet").write_text("no")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        open_table(str(tmp_path / "damaged.parquet"), "gradient")
