@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raydpp.diversity.distance import LogDetDistance, log_det_distance
-    from raydpp.selection.greedy import Selection, greedy_map
+    from raydpp.selection.greedy import greedy_map
+    from raydpp.selection.search import Selection
 
 __version__ = "0.1.0"
 __all__ = ["LogDetDistance", "Selection", "greedy_map", "log_det_distance"]

@@ -20,14 +20,16 @@ from rich.console import Console
 
 from raydpp.demo import demo
 from raydpp.errors import UserError
+from raydpp.stages.compare import comparison_table
+from raydpp.stages.cut import cut
 from raydpp.stages.extract import extract
 from raydpp.stages.ingest import ingest
 from raydpp.stages.measure import measure, terminal_table
-from raydpp.stages.run import Outcome
+from raydpp.stages.run import INTERRUPTED, Outcome
 from raydpp.stages.select import select
 
-STAGES: tuple[Callable[..., Outcome], ...] = (ingest, extract, select, measure, demo)
-_POSITIONAL = {"inputs", "corpus", "table", "tables"}
+STAGES: tuple[Callable[..., Outcome], ...] = (ingest, extract, select, cut, measure, demo)
+_POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,12 +70,14 @@ def run(stage: Callable[..., Outcome], options: jsonargparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     if "results" in outcome.record:
         console.print(terminal_table(outcome.record["results"]))
+    if "comparison" in outcome.record:
+        console.print(comparison_table(outcome.record["comparison"]))
     for path in outcome.record.get("paths", ()):
         print(path)
     print(outcome.summary)
     if "next" in outcome.record:
         print(outcome.record["next"])
-    return 0
+    return 130 if outcome.record.get("status") == INTERRUPTED else 0
 
 
 def stage_parser(stage: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:

@@ -172,6 +172,12 @@ def read_columns(parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def read_whole(parts: Sequence[Part]) -> pa.Table:
+    """All columns of files that have the same ones, in order."""
+    system, path = resolve(parts[0].url)
+    return read_columns(parts, pq.read_schema(path, filesystem=system).names)
+
+
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
     """A FixedSizeList column as an (n, D) array of its own floating point type."""
     if not pa.types.is_fixed_size_list(column.type):

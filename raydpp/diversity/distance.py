@@ -21,12 +21,13 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from raydpp.errors import UserError
-from raydpp.selection.greedy import Objective, check_size, id_order, search
-from raydpp.selection.kernels import Features, Ids, Kernel, KernelName, unit_rows
-from raydpp.selection.oracles import Textbook
+from raydpp.selection.budget import count_of
+from raydpp.selection.conditioning import factor_gains
+from raydpp.selection.features import Features, Ids, UnitRows, unit_rows
+from raydpp.selection.greedy import greedy_map
+from raydpp.selection.kernels import Kernel, KernelName
 
 Subset = Literal["greedy", "uniform"]
 
@@ -54,43 +55,6 @@ class LogDetDistance:
     size: int
     subset: Subset
     floored: int = 0
-
-
-def factor_gains(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
-    """The residual of each row given the rows before it: the squared diagonal of the Cholesky factor.
-
-    A blocked Cholesky factorisation without pivoting that, unlike the library's, goes on past a singular
-    minor: a row at or below the kernel's floor adds no direction, its residual counts as the floor, and it is
-    left out of the factor.
-
-    Args:
-        features: (m, D) float64 with unit rows, in the order of conditioning.
-        kernel: The kernel.
-        block: b, the rows factored together before the rest is brought up to date in one matrix product.
-
-    Returns:
-        (m,) float64, each at least ``kernel.floor``. Costs O(m^2 (D + m)) in matrix products; memory (m, m).
-    """
-    schur = kernel.matrix(features)  # (m, m): rows and columns from `stop` on are given the rows before
-    gains = torch.full_like(schur[0], kernel.floor)  # (m,)
-    for start in range(0, len(features), block):
-        stop = start + block
-        corner = schur[start:stop, start:stop]  # (b, b)
-        factor = torch.zeros_like(corner)  # (b, k): a column for each row kept
-        keep: list[int] = []
-        for j in range(len(corner)):
-            pivot = float(corner[j, j])
-            if pivot > kernel.floor:
-                gains[start + j] = pivot
-                column = corner[j:, j] / pivot**0.5
-                corner[j:, j:].addr_(column, column, alpha=-1.0)
-                factor[j:, len(keep)] = column
-                keep.append(j)
-        panel = torch.linalg.solve_triangular(
-            factor[keep, : len(keep)], schur[start:stop, stop:][keep], upper=False
-        )  # (k, m - stop)
-        schur[stop:, stop:].addmm_(panel.T, panel, alpha=-1.0)
-    return gains
 
 
 def log_det_curve(features_in_order: Features, kernel: Kernel, device: torch.device | str | None = None) -> np.ndarray:
@@ -220,14 +184,15 @@ def log_det_distance(
     if draws < 1:
         raise UserError(f"there are {draws} draws: a uniform subset needs at least 1")
     similarity = Kernel(kernel, gamma, ridge)
-    rows = unit_rows(features, ids, device)  # (N, D)
-    size = check_size(size, len(rows))
-    references = reference_curves(size, rows.shape[1], similarity, reference_seeds, rows.device)
+    rows = UnitRows(features, ids, device)  # (N, D)
+    size = count_of(size, len(rows))
+    references = reference_curves(size, rows.dimension, similarity, reference_seeds, rows.device)
     if subset == "greedy":
-        order = id_order(ids, len(rows), rows.device)
-        chosen = search(Textbook(rows, similarity, size), size, Objective(similarity), order)
+        chosen = greedy_map(features, size, kernel=kernel, gamma=gamma, ridge=ridge, ids=ids, device=device)
         curves = greedy_curve(chosen.log_gains, size, similarity)[None]
     else:
         picks = [np.random.default_rng([seed, draw]).permutation(len(rows))[:size] for draw in range(draws)]
-        curves = np.stack([log_det_curve(rows[torch.from_numpy(pick)], similarity) for pick in picks])
+        curves = np.stack(
+            [log_det_curve(rows.take(torch.from_numpy(pick).to(rows.device)), similarity) for pick in picks]
+        )
     return distance_from_curves(curves, references, subset=subset, kernel=similarity)

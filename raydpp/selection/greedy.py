@@ -1,188 +1,36 @@
-"""Greedy MAP search: how the largest gain is found, apart from how gains are computed (the oracle)."""
+"""Greedy MAP inference of a determinantal point process: the function for notebooks, and for the jobs."""
 
 from __future__ import annotations
 
-import itertools
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from raydpp.errors import UserError
-from raydpp.selection.kernels import Features, Ids, Kernel, KernelName, unit_rows
-from raydpp.selection.oracles import Oracle, Textbook
+from raydpp.selection.budget import Budget, Quotas, in_order
+from raydpp.selection.conditioning import ordered_log_gains
+from raydpp.selection.features import Features, Ids, UnitRows
+from raydpp.selection.kernels import Kernel, KernelName
+from raydpp.selection.objective import Objective
+from raydpp.selection.oracles.choice import OracleName, choose_oracle, make_oracle
+from raydpp.selection.ordering import check_scores, id_order, rows_of
+from raydpp.selection.search import Progress, Search, Selection
 
-TIE_RELATIVE = 1e-9
-"""Residuals that differ by less than this fraction of themselves tie: oracles that sum in another order agree
-to better than 1e-10, and a preference of 1e-9 nats is worth nothing."""
+log = logging.getLogger(__name__)
 
-TIE_ABSOLUTE = 1e-12
-"""So do residuals that differ by less than this fraction of the kernel's diagonal: their rounding error is
-absolute (they are what subtraction leaves of the diagonal), so small residuals carry a large relative one."""
-
-Progress = Callable[[int, float], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """What greedy MAP picked.
-
-    Attributes:
-        indices: (m,) int64 row indices in the order of picking. Every prefix is the selection for that
-            smaller budget.
-        log_gains: (m,) float64: the log of each pick's conditional variance given the earlier picks, in nats;
-            diversity only, whatever the quality weight. With a quality weight of 1 a copy can be picked: it
-            counts as the floor.
-        log_det: The sum of ``log_gains``: log det of the kernel matrix of the picks.
-        stopped: Why there are fewer picks than asked for, in words; None if there are not.
-    """
-
-    indices: np.ndarray
-    log_gains: np.ndarray
-    log_det: float
-    stopped: str | None = None
-
-
-@dataclass(frozen=True)
-class Objective:
-    """(1 - w) log det K_S + w sum_{i in S} s_i, and what ties (Chen et al. 2018, section 5).
-
-    Attributes:
-        kernel: Its diagonal and floor give residuals their scale.
-        weight: w in [0, 1]; 0 is diversity alone, 1 is the best scores alone.
-    """
-
-    kernel: Kernel
-    weight: float = 0.0
-
-    def scores(self, residuals: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The gain in the objective of each candidate, and how far rounding may have moved it.
-
-        Args:
-            residuals: (n,) conditional variances.
-            quality: (n,) scores s; only None if w is 0.
-
-        Returns:
-            scores: (n,); -inf where the residual is at or below the floor, unless w is 1.
-            slack: (n,); candidate i ties with the best score b if ``scores[i] + slack[i] >= b``.
-        """
-        diversity = 1.0 - self.weight
-        clamped = residuals.clamp(min=self.kernel.floor)
-        scores = diversity * clamped.log()
-        if quality is not None:
-            scores += self.weight * quality
-        slack = (self.kernel.variance / clamped).mul_(TIE_ABSOLUTE).clamp_(min=TIE_RELATIVE).mul_(diversity)
-        slack += 1e-15 * scores.abs()  # the rounding of the score itself
-        if self.weight < 1.0:
-            scores.masked_fill_(residuals <= self.kernel.floor, -torch.inf)
-        return scores, slack
-
-
-def search(
-    oracle: Oracle,
-    size: int,
-    objective: Objective,
-    order: Tensor,
-    quality: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Selection:
-    """Pick the best candidate ``size`` times; nothing in a pick depends on how many are still to come.
-
-    Args:
-        oracle: Where the residuals come from; no pick has been made yet.
-        size: The number of picks, at most N.
-        objective: The trade-off between diversity and quality.
-        order: (N,) int64, distinct: among tied candidates the one with the smallest is picked.
-        quality: (N,) float64 scores; only None if the objective's weight is 0.
-        progress: Called after each pick with the number of picks and the pick's log gain.
-    """
-    taken = torch.zeros_like(order, dtype=torch.bool)  # (N,)
-    indices: list[int] = []
-    log_gains: list[float] = []
-    stopped = None
-    floor = objective.kernel.floor
-    while len(indices) < size:
-        residuals = oracle.residuals  # (N,)
-        scores, slack = objective.scores(residuals, quality)
-        scores.masked_fill_(taken, -torch.inf)
-        best = scores.max()
-        if best == -torch.inf:
-            stopped = (
-                f"stopped at pick {len(indices) + 1} of {size}: nothing that is left adds to the picks "
-                f"(largest conditional variance {float(residuals.max()):.1e}, floor {floor:.1e}); "
-                "the rest are copies of picks, or the rank is used up"
-            )
-            break
-        tied = scores + slack >= best
-        index = int(torch.where(tied, order, len(order)).argmin())
-        log_gains.append(float(residuals[index].clamp(min=floor).log()))
-        indices.append(index)
-        taken[index] = True
-        oracle.add(index)
-        if progress is not None:
-            progress(len(indices), log_gains[-1])
-    gains = np.array(log_gains, dtype=np.float64)
-    return Selection(np.array(indices, dtype=np.int64), gains, float(gains.sum()), stopped)
-
-
-def check_size(size: int, pool: int) -> int:
-    """A budget as an int, refused unless it is a count from 1 to the size of the pool."""
-    try:
-        count = operator.index(size)
-    except TypeError:
-        raise UserError(f"a budget is a whole number of items, not {size!r}") from None
-    if count < 1:
-        raise UserError(f"a budget of {count} picks nothing: it must be at least 1")
-    if count > pool:
-        raise UserError(f"a budget of {count} is larger than the pool of {pool}: lower it or add rows")
-    return count
-
-
-def id_order(ids: Ids | None, rows: int, device: torch.device | str | None = None) -> Tensor:
-    """The rank of each row's id among all ids: (N,) int64. Strings sort by code point; None: row index."""
-    order = torch.arange(rows, device=device)
-    if ids is None:
-        return order
-    names: list[Any] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    try:
-        ranked = sorted(range(rows), key=lambda row: names[row])
-    except TypeError as error:
-        raise UserError(f"ids must be all strings or all integers: {error}") from error
-    for one, other in itertools.pairwise(ranked):
-        if names[one] == names[other]:
-            raise UserError(f"rows {one} and {other} have the same id {names[one]}: ids must be distinct")
-    result = torch.empty_like(order)
-    result[torch.tensor(ranked, device=device)] = order
-    return result
-
-
-def check_quality(quality: Sequence[float] | np.ndarray | Tensor | None, weight: float, rows: Tensor) -> Tensor | None:
-    """The quality scores as (N,) float64 beside ``rows``, or None if they do not count."""
-    if not 0.0 <= weight <= 1.0:
-        raise UserError(f"the quality weight is {weight}: it must lie between 0 (diversity) and 1 (quality)")
-    if quality is None:
-        if weight > 0:
-            raise UserError(
-                f"a quality weight of {weight} needs quality scores: give one a row, or set the weight to 0"
-            )
-        return None
-    values = quality.cpu() if isinstance(quality, Tensor) else quality
-    scores = torch.from_numpy(np.array(values, dtype=np.float64)).to(rows.device)
-    if scores.shape != (len(rows),):
-        raise UserError(f"quality has shape {tuple(scores.shape)}: give one score for each of {len(rows)} rows")
-    if not scores.isfinite().all():
-        bad = (~scores.isfinite()).nonzero()[:, 0].tolist()
-        raise UserError(f"{len(bad)} quality scores are NaN or infinite (rows {bad[:5]}): give finite ones")
-    return scores if weight > 0 else None
+AtFloor = Literal["stop", "continue"]
 
 
 def greedy_map(
     features: Features,
-    size: int,
+    size: int | float | None = None,
     *,
     kernel: KernelName = "rbf",
     gamma: float = 1.0,
@@ -190,47 +38,157 @@ def greedy_map(
     quality: Sequence[float] | np.ndarray | Tensor | None = None,
     quality_weight: float = 0.0,
     ids: Ids | None = None,
+    owned: Ids | Features | None = None,
+    exclude: Ids | None = None,
+    tokens: float | None = None,
+    costs: Sequence[float] | np.ndarray | None = None,
+    cost_power: float = 1.0,
+    sources: Sequence[str] | np.ndarray | None = None,
+    minimum: Quotas | None = None,
+    maximum: Quotas | None = None,
+    min_log_gain: float | None = None,
+    at_floor: AtFloor = "stop",
+    tolerance: float = 0.0,
+    oracle: OracleName = "auto",
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> Selection:
     """Select a diverse (and good) subset: greedy MAP inference of a determinantal point process.
 
     Each pick is the item that adds most to ``(1 - w) log det K_S + w sum_{i in S} s_i`` (Chen et al. 2018,
-    arXiv 1709.05135, sections 3 and 5; for instruction data Wang et al. 2024, arXiv 2402.02318). Every prefix
-    of a selection is the selection for a smaller budget. Ties, that is differences below rounding
-    (``TIE_RELATIVE``, ``TIE_ABSOLUTE``), fall to the smallest id, so the picks do not depend on row order.
+    arXiv 1709.05135, sections 3 and 5; for instruction data Wang et al. 2024, arXiv 2402.02318). Greedy is nested:
+    every prefix of a selection is the selection for a smaller budget (not with per-source minima, which keep
+    places free). Ties, that is differences below rounding (``objective.TIE_RELATIVE``, ``TIE_ABSOLUTE``), fall to
+    the smallest id, so the picks depend neither on row order nor on the oracle.
 
-    The run ends early, and says so in ``stopped``, when all that is left is at or below the numerical floor
-    (``RESIDUAL_FLOOR``): exact copies of picks, or a kernel whose rank is used up. With w = 1 diversity does
-    not count and the run goes on: it is the top ``size`` by quality.
+    When all that is left is at or below the numerical floor (``kernels.RESIDUAL_FLOOR``), exact copies of picks or
+    a kernel whose rank is used up, the run ends early, or goes on by quality and then by id (``at_floor``);
+    ``stopped`` says at which pick and why. With w = 1 diversity does not count: it is the top by quality.
+
+    Ctrl-C ends the run and returns the picks so far; a second one is an ordinary KeyboardInterrupt.
 
     Args:
         features: (N, D) rows of unit norm; float16, float32 or float64.
-        size: M, the number of items to pick, from 1 to N.
+        size: M, how many items: a whole number, a fraction of N below 1, or None if ``tokens`` or ``min_log_gain``
+            bounds the run.
         kernel: ``rbf`` or ``cosine``.
         gamma: The rbf's inverse squared length scale, > 0.
         ridge: Added to the kernel's diagonal; None is 0 for ``rbf``, 0.1 for ``cosine``.
         quality: (N,) finite scores s, larger is better, best on the scale of ``quality.standardise``.
         quality_weight: w in [0, 1]; needs ``quality`` unless it is 0.
         ids: N distinct strings or integers, for ties and messages; the row index if None.
+        owned: What is there already and counts as picked before the first pick: ids of rows of ``features``
+            (these are not picked again), or (O, D) features of other rows.
+        exclude: Ids of rows never to be picked.
+        tokens: The largest sum of ``costs``. An item's gain is then its residual per cost, and what no longer
+            fits is passed over.
+        costs: (N,) what each item costs, > 0.
+        cost_power: a >= 0: residuals are divided by cost^a; 1 is per token, 0 looks at costs only where they no
+            longer fit.
+        sources: (N,) a label for each item, for the quotas.
+        minimum: For sources by name, at least so many items (a fraction below 1 is of ``size``); ``*`` stands for
+            every other source.
+        maximum: At most so many, likewise.
+        min_log_gain: Stop before the first pick whose log gain, in nats, is below this.
+        at_floor: ``stop`` or ``continue``.
+        tolerance: Each pick's residual is at least (1 - tolerance) of the best at the time, for fewer refreshes; with
+            quality or costs the same holds for exp(score / (1 - w)). Each pick gives away at most
+            log(1 / (1 - tolerance)) nats against the best one at its time, so the log det is at least the sum
+            of the largest log gains available along the way less M log(1 / (1 - tolerance)). 0 is exact.
+        oracle: How gains are computed: ``textbook``, ``cholesky`` (any kernel), ``feature-space`` (cosine with a
+            ridge); ``auto`` chooses by kernel and size. All give the same picks.
         device: Where to compute; needs float64.
-        progress: Called after each pick with the number of picks and the pick's log gain.
+        progress: True for a progress bar, or a function called after each pick with the number of picks and the
+            pick's log gain.
 
     Raises:
         UserError: A budget out of range or above the kernel's rank, rows that are not finite and of unit
-            norm, quality that is missing or not finite, a weight outside [0, 1], or ids that repeat.
+            norm, quality that is missing or not finite, an unknown or repeated id, or an option out of range.
     """
     similarity = Kernel(kernel, gamma, ridge)
-    rows = unit_rows(features, ids, device)  # (N, D)
-    size = check_size(size, len(rows))
-    scores = check_quality(quality, quality_weight, rows)
-    if quality_weight < 1.0:
-        similarity.check_budget(size, rows.shape[1])
-    return search(
-        Textbook(rows, similarity, size),
-        size,
-        Objective(similarity, quality_weight),
-        id_order(ids, len(rows), rows.device),
-        scores,
-        progress,
-    )
+    if size is None and tokens is None and min_log_gain is None:
+        raise UserError("no budget: give a size, a number of tokens, or a smallest log gain to stop at")
+    check_options(quality_weight, cost_power, tolerance, at_floor)
+    rows = UnitRows(features, ids, device)  # (N, D)
+    n = len(rows)
+    scores = check_scores(quality, quality_weight, n)
+    order = id_order(ids, n)
+    rows, owned_rows = _with_owned(rows, owned, ids)  # (N + O, D)
+    exclude_rows = np.concatenate([owned_rows[owned_rows < n], rows_of(exclude, ids, n, "exclude")])
+    ledger = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).ledger(n)
+    worth = quality_weight * (np.zeros(n) if scores is None else scores)  # (N,)
+    if tokens is not None:
+        worth = worth - (1.0 - quality_weight) * cost_power * np.log(np.asarray(costs, dtype=np.float64))
+    extra = len(rows) - n
+    ledger.extend(extra)
+    order = np.concatenate([order, np.arange(n, n + extra)])
+    worth = np.concatenate([worth, np.zeros(extra)])
+    most = ledger.at_most
+    with reporting(progress, most) as report:
+        if quality_weight == 1.0:
+            picks = in_order(ledger, np.lexsort((order, -worth)), report)
+            return Selection.of(picks, ordered_log_gains(rows, picks, similarity, owned_rows), oracle="by quality")
+        if size is not None and at_floor == "stop":
+            similarity.check_budget(most + len(owned_rows), rows.dimension)
+        name = choose_oracle(oracle, similarity, len(rows), rows.dimension, most + len(owned_rows))
+        log.info("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
+        search = Search(
+            make_oracle(name, rows, similarity, most + len(owned_rows)),
+            Objective(similarity, 1.0 - quality_weight, worth if worth.any() else None),
+            order,
+            tolerance,
+        )
+        try:
+            search.condition(owned_rows)
+            stopped = search.run(ledger, -math.inf if min_log_gain is None else min_log_gain, report)
+        except KeyboardInterrupt:
+            if not search.log_gains:
+                raise
+            stopped = f"interrupted after {len(search.log_gains)} picks, which are the selection for that budget"
+        gains = search.log_gains
+        picks = search.indices[: len(gains)]
+        if search.at_floor and at_floor == "continue":
+            stopped = f"{stopped}; went on by quality, then by id"
+            picks += in_order(ledger, np.lexsort((order, -worth)), report)
+            gains = gains + [math.log(similarity.floor)] * (len(picks) - len(gains))
+    return Selection.of(picks, gains, stopped, name)
+
+
+def check_options(weight: float, cost_power: float, tolerance: float, at_floor: str) -> None:
+    """Refuse what is out of range, in words."""
+    if not 0.0 <= weight <= 1.0:
+        raise UserError(f"the quality weight is {weight}: it must lie between 0 (diversity) and 1 (quality)")
+    if not (math.isfinite(cost_power) and cost_power >= 0.0):
+        raise UserError(f"the cost power is {cost_power}: it must be a number that is 0 or more")
+    if not 0.0 <= tolerance < 1.0:
+        raise UserError(f"the tolerance is {tolerance}: it must be at least 0 (exact) and below 1")
+    if at_floor not in get_args(AtFloor):
+        raise UserError(f"at the floor a run can 'stop' or 'continue', not {at_floor!r}")
+
+
+def _with_owned(rows: UnitRows, owned: Ids | Features | None, ids: Ids | None) -> tuple[UnitRows, np.ndarray]:
+    """The candidates with what is owned behind them, unless it is among them, and where that is: (O,) int64."""
+    if owned is None or len(owned) == 0:
+        return rows, np.empty(0, dtype=np.int64)
+    if isinstance(owned, np.ndarray | Tensor) and owned.ndim == 2:
+        more = UnitRows(owned, device=rows.device)
+        return rows.with_rows(more), np.arange(len(rows), len(rows) + len(more))
+    return rows, rows_of(owned, ids, len(rows), "owned")
+
+
+@contextlib.contextmanager
+def reporting(progress: Progress | bool, total: int) -> Iterator[Progress | None]:
+    """What to call after each pick: the function given, one that moves a bar, or nothing."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    if not progress:
+        yield None
+        return
+    with tqdm(total=total, desc="greedy MAP", unit=" picks", dynamic_ncols=True) as bar:
+
+        def report(_count: int, gain: float) -> None:
+            bar.set_postfix(log_gain=f"{gain:.3f}", refresh=False)
+            bar.update()
+
+        yield report

@@ -1,29 +1,21 @@
-"""Similarity kernels between unit-norm feature rows, and the check that rows are unit-norm.
+"""Similarity kernels between unit-norm feature rows.
 
 Two kernels: ``rbf``, ``exp(-gamma ||x - y||^2)``, and ``cosine``, ``<x, y>``; both may add a ridge where an
-item meets itself. Everything is float64 on the device that the features live on.
+item meets itself. The numbers have the type and the device of the features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
 
 KernelName = Literal["rbf", "cosine"]
-Features = np.ndarray | Tensor
-Ids = Sequence[str] | Sequence[int] | np.ndarray
-
-NORM_TOLERANCE = 2e-3
-"""How far from 1 a stored norm may be: rounding to float16 moves each entry, so the norm too, by at most
-2^-11 = 5e-4."""
 
 EQUAL_ROWS = 1e-13
 """Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product
@@ -115,48 +107,3 @@ class Kernel:
                 f"a cosine kernel without ridge over {dimension} dimensions has rank at most {rank}, "
                 f"but {size} items are asked for: set a ridge (0.1, say) or lower the size"
             )
-
-
-def unit_rows(features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> Tensor:
-    """Check that rows have unit norm up to their storage's rounding, and normalise them again in float64.
-
-    Args:
-        features: (N, D), of float16, float32 or float64. It is left as it is.
-        ids: N names for messages; the row index if None.
-        device: Where the result lives; by default the CPU, or where a tensor already is.
-
-    Returns:
-        (N, D) float64 with norms 1.
-
-    Raises:
-        UserError: Not a table of numbers, no rows, or rows that are not finite, all zeros, or off norm 1 by
-            more than ``NORM_TOLERANCE``; the message names the first few.
-    """
-    if isinstance(features, Tensor):
-        rows = features.detach().to(device=device, dtype=torch.float64, copy=True)
-    else:
-        try:
-            rows = torch.from_numpy(np.array(features, dtype=np.float64)).to(device)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"the features are not an (N, D) array of numbers: {error}") from error
-    if rows.ndim != 2 or 0 in rows.shape:
-        raise UserError(f"the features have shape {tuple(rows.shape)}: they must be N rows of D numbers")
-    if ids is not None and len(ids) != len(rows):
-        raise UserError(f"there are {len(ids)} ids for {len(rows)} rows: give one id for each row")
-
-    norms = torch.linalg.vector_norm(rows, dim=1)  # (N,)
-    finite = norms.isfinite()
-    faults = {
-        "with NaN or infinite entries": ~finite,
-        "of zeros": norms == 0,
-        "without unit norm": finite & (norms != 0) & ((norms - 1.0).abs() > NORM_TOLERANCE),
-    }
-    found = []
-    for fault, mask in faults.items():
-        bad = mask.nonzero()[:, 0].tolist()
-        if bad:
-            named = ", ".join(str(i if ids is None else ids[i]) for i in bad[:5])
-            found.append(f"{len(bad)} of {len(rows)} rows {fault} (ids {named}{', ...' if len(bad) > 5 else ''})")
-    if found:
-        raise UserError(f"features cannot be used: {'; '.join(found)}. Drop these rows or divide by their norms")
-    return rows.div_(norms[:, None])

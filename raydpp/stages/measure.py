@@ -26,7 +26,7 @@ from raydpp.selection.kernels import Kernel, KernelName
 from raydpp.selection.partition import Request
 from raydpp.stages import run as runs
 from raydpp.stages.cluster import connect, explain
-from raydpp.stages.select import OVERSAMPLE, ROWS_PER_PARTITION, distributed_greedy
+from raydpp.stages.distributed import OVERSAMPLE, ROWS_PER_PARTITION, distributed_greedy
 from raydpp.stages.tables import GradientTable, by_source, open_table, same_fingerprint
 
 log = logging.getLogger(__name__)
@@ -202,10 +202,11 @@ def _references(size: int, dimension: int, kernel: Kernel, seeds: list[int]) -> 
 
 def _greedy_curves(table: GradientTable, size: int, kernel: Kernel) -> np.ndarray:
     groups = store.partitions(table.parts, store.partition_count(table.rows, ROWS_PER_PARTITION))
-    _, selection = distributed_greedy(
-        table, groups, size, Request(kernel, table.column), OVERSAMPLE, f"measure: {table.name}"
-    )
-    return greedy_curve(selection.log_gains, size, kernel)[None]  # (1, m)
+    request = Request(kernel, table.column, size)
+    picked = distributed_greedy(table, groups, request, OVERSAMPLE, f"measure: {table.name}")
+    if picked.interrupted:
+        raise KeyboardInterrupt  # part of a curve is not what was asked for
+    return greedy_curve(picked.selection.log_gains, size, kernel)[None]  # (1, m)
 
 
 def _uniform_curves(table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from raydpp.filesystem import resolve
 
 SUCCESS = "_SUCCESS"
 RECORD = "run.json"
+INTERRUPTED = "interrupted"
 EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor"})
 """Options that say where and how fast a stage runs, not what comes out of it."""
 
@@ -71,6 +72,12 @@ class Run:
         store.write_text(self.path(SUCCESS), "")
         return Outcome(self.out, self.record, summary)
 
+    def interrupt(self, summary: str, **facts: Any) -> Outcome:
+        """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
+        self.record |= {"status": INTERRUPTED, "summary": summary, **facts}
+        store.write_json(self.path(RECORD), self.record)
+        return Outcome(self.out, self.record, summary)
+
 
 def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bool = False) -> Run:
     """Claim the output folder for this run.
@@ -117,8 +124,11 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
     return Run(out, record)
 
 
-def require(stages: Sequence[str], folder: str) -> dict[str, Any]:
-    """The record of a finished run of one of these stages; UserError in words where the folder is not one."""
+def require(stages: Sequence[str], folder: str, interrupted: bool = False) -> dict[str, Any]:
+    """The record of a finished run of one of these stages; UserError in words where the folder is not one.
+
+    With ``interrupted`` also of one that Ctrl-C ended with a usable part of its output.
+    """
     wanted = f"give the output folder of raydpp {' or '.join(stages)}"
     names = store.names_in(folder)
     if names is None:
@@ -128,7 +138,7 @@ def require(stages: Sequence[str], folder: str) -> dict[str, Any]:
         raise UserError(f"{folder} is not the output folder of a run (it has no {RECORD}): {wanted}")
     if record["stage"] not in stages:
         raise UserError(f"{folder} was written by raydpp {record['stage']}: {wanted}")
-    if SUCCESS not in names:
+    if SUCCESS not in names and not (interrupted and record.get("status") == INTERRUPTED):
         raise UserError(
             f"{folder} is unfinished (it has no {SUCCESS}): run its raydpp {record['stage']} command again first"
         )

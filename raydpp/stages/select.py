@@ -3,40 +3,62 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import Any, Literal, get_args
 
 from raydpp import store
 from raydpp.errors import UserError
-from raydpp.filesystem import resolve
-from raydpp.selection.greedy import Selection
+from raydpp.selection.budget import count_of
+from raydpp.selection.greedy import AtFloor, check_options
 from raydpp.selection.kernels import Kernel, KernelName
-from raydpp.selection.partition import Request, budget, merge, select_rows, share
+from raydpp.selection.oracles.choice import OracleName
+from raydpp.selection.partition import Request
+from raydpp.selection.quality import parse_score
+from raydpp.stages import compare as comparing
 from raydpp.stages import run as runs
 from raydpp.stages.cluster import connect, explain
-from raydpp.stages.progress import Counter, progress_bar, reporter, watch
-from raydpp.stages.tables import GRADIENTS, GradientTable, open_table
-from raydpp.store import Part
+from raydpp.stages.compare import BASELINES, Choice, pick_baselines
+from raydpp.stages.distributed import OVERSAMPLE, ROWS_PER_PARTITION, Picked, distributed_greedy
+from raydpp.stages.selection_inputs import (
+    Owned,
+    expand_quotas,
+    find_owned,
+    parse_quotas,
+    quality_scales,
+    source_counts,
+)
+from raydpp.stages.selection_output import write_examples, write_selection
+from raydpp.stages.tables import GradientTable, open_table
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_PARTITION = 16_384
-OVERSAMPLE = 2.0
+Method = Literal["greedy", "random", "quality", "length", "k-center", "k-means", "dedup"]
 
 
 def select(
     table: str,
     out: str,
-    size: int | float,
+    size: int | float | None = None,
     *,
+    tokens: int | None = None,
+    min_log_gain: float | None = None,
+    minimum: list[str] | None = None,
+    maximum: list[str] | None = None,
+    owned: list[str] | None = None,
+    exclude: list[str] | None = None,
     kernel: KernelName = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
     quality_weight: float = 0.0,
-    quality_column: str = "response_tokens",
+    quality: list[str] | None = None,
+    cost_column: str = "response_tokens",
+    cost_power: float = 1.0,
+    at_floor: AtFloor = "stop",
+    tolerance: float = 0.0,
+    oracle: OracleName = "auto",
+    method: Method = "greedy",
+    compare: bool = False,
+    seed: int = 0,
+    threshold: float = 0.95,
     partitions: int | None = None,
     oversample: float = OVERSAMPLE,
     corpus: str | None = None,
@@ -48,36 +70,68 @@ def select(
     Each partition of the table (a set of its files, read by the task that works on it) picks more than its share;
     the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
     holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
-    the gradient table. Every first part of the selection is the selection for a smaller budget.
+    the gradient table, OUT/report.html what each pick adds and where the picks come from.
+
+    Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
+    without a new search. Ctrl-C during the search keeps the picks so far.
 
     Args:
         table: Output folder of raydpp extract, or a Parquet file with the columns id and --feature-column.
         out: Folder to write; it must be new, empty, or this same run's.
-        size: How many examples: a whole number, or a fraction of the table such as 0.1.
+        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
+            --min-log-gain is needed; each ends the run.
+        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
+            fits is passed over.
+        min_log_gain: Stop when the next example adds less than this, in nats.
+        minimum: At least so many examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
+            *=... is for every other source.
+        maximum: At most so many examples of a source, likewise.
+        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
+            counts as picked before the first pick, so that the selection completes it, and is not picked again.
+        exclude: What is never to be picked, likewise.
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
         quality_weight: w, from 0 (diversity alone) to 1 (quality alone): the objective is
-            (1 - w) log det K + w (sum of standardised quality).
-        quality_column: The column of the table that says how good an example is; the longer the response the better,
-            unless another is named.
-        partitions: How many partitions; default one for every 16384 rows. At most the number of the table's files.
+            (1 - w) log det K + w (sum of quality).
+        quality: The columns of the table that say how good an example is, COLUMN or COLUMN=WEIGHT, a negative weight
+            where less is better; each is standardised by its median and median absolute deviation. Default the
+            response's length.
+        cost_column: What --tokens counts.
+        cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
+        at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
+            continue by quality and then by id.
+        tolerance: Each pick is at least (1 - tolerance) as good as the best at its time; faster. 0 is exact.
+        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
+            the same.
+        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
+            (semantic de-duplication by --threshold).
+        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
+            distance, quality and source mix.
+        seed: Of what is random in a baseline.
+        threshold: The cosine similarity from which dedup calls two examples the same.
+        partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
         feature_column: The column with the features, where the table was not written by raydpp extract.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
     config = dict(locals())
-    if not 0 <= quality_weight <= 1:
-        raise UserError(f"--quality-weight {quality_weight}: give a number from 0 (diversity) to 1 (quality)")
+    if size is None and tokens is None and min_log_gain is None:
+        raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
         raise UserError(f"--oversample {oversample}: below 1 the partitions hand in fewer picks than are wanted")
     if partitions is not None and partitions < 1:
         raise UserError(f"--partitions {partitions}: at least one is needed")
+    if method not in get_args(Method):
+        raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    check_options(quality_weight, cost_power, tolerance, at_floor)
+    scores = tuple(parse_score(text) for text in quality or [cost_column])
     similarity = Kernel(kernel, gamma, ridge)
     opened = open_table(table, feature_column)
-    count = budget(size, opened.rows)
-    if quality_weight < 1:
+    count = None if size is None else count_of(size, opened.rows)
+    least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
+    if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
         similarity.check_budget(count, opened.dimension)
     corpus = corpus or opened.corpus
     corpus_run = runs.require(["ingest"], corpus) if corpus else None
@@ -87,136 +141,100 @@ def select(
 
     connect(address)
     with explain():
-        request = Request(similarity, opened.column)
-        if quality_weight > 0:
-            mean, std = quality_statistics(opened, quality_column)
-            request = Request(similarity, opened.column, quality_column, quality_weight, mean, std)
+        have = find_owned(owned or [], exclude or [], opened)
+        if have.unknown:
+            log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
+        counts = source_counts(opened) if opened.has("source") else {}
+        counted = quality_weight > 0 or method == "quality" or compare
+        request = Request(
+            kernel=similarity,
+            column=opened.column,
+            size=count,
+            quality=quality_scales(opened, scores) if counted and (quality or opened.has(cost_column)) else (),
+            weight=quality_weight,
+            tokens=tokens,
+            cost=cost_column,
+            cost_power=cost_power,
+            minimum=expand_quotas(least, list(counts), "--minimum"),
+            maximum=expand_quotas(most, list(counts), "--maximum"),
+            min_log_gain=min_log_gain,
+            at_floor=at_floor,
+            tolerance=tolerance,
+            oracle=oracle,
+        )
         groups = store.partitions(opened.parts, partitions or store.partition_count(opened.rows, ROWS_PER_PARTITION))
-        log.info("select: %d of %d examples, %d partitions", count, opened.rows, len(groups))
-        picks, selection = distributed_greedy(opened, groups, count, request, oversample, "select")
-        _write(run, picks, selection, request)
+        what = "as many" if count is None else f"{count:,}"
+        log.info("select: %s of %s examples, %d partitions", what, f"{opened.rows:,}", len(groups))
+        picked = _pick(opened, groups, request, oversample, have, method, seed, threshold)
+        chosen = picked.rows
+        if not len(chosen):
+            raise UserError(f"nothing was picked: {picked.selection.stopped}")
+        write_selection(run, picked, request)
         if corpus:
-            _write_examples(run.path("examples.jsonl"), corpus, picks["id"].to_pylist())
-    how = "exact greedy" if len(groups) == 1 else f"{len(groups)} partitions"
+            write_examples(run.path("examples.jsonl"), corpus, chosen["id"].to_pylist())
+        others = []
+        if compare and not picked.interrupted:
+            others = _compare(opened, request, picked, have, method, seed, threshold)
+    how = method if method != "greedy" else "exact greedy" if len(groups) == 1 else f"{len(groups)} partitions"
+    stopped = picked.selection.stopped
+    log_det = picked.selection.log_det
     summary = (
-        f"select: {len(picks):,} of {opened.rows:,} examples of {opened.name} by {how},"
-        f" log det {selection.log_det:,.2f} nats -> {run.out}"
+        f"select: {len(chosen):,} of {opened.rows:,} examples of {opened.name} by {how},"
+        f" log det {log_det:,.2f} nats{' given what is owned' if have.count else ''} -> {run.out}"
     )
-    if selection.stopped:
-        log.warning("select: %s", selection.stopped)
-        summary += f" ({selection.stopped})"
-    return run.finish(
-        summary,
-        fingerprint=opened.fingerprint,
-        corpus=corpus,
-        feature_column=opened.column,
-        counts={"in": opened.rows, "asked": count, "rows": len(picks), "partitions": len(groups)},
-        log_det=selection.log_det,
-        stopped=selection.stopped,
-    )
+    if stopped:
+        log.warning("select: %s", stopped)
+        summary += f" ({stopped})"
+    whole = {source: rows / opened.rows for source, rows in counts.items()}
+    comparing.write_report(run.path("report.html"), picked, whole, others, summary)
+    facts: dict[str, Any] = {
+        "fingerprint": opened.fingerprint,
+        "corpus": corpus,
+        "feature_column": opened.column,
+        "counts": {
+            "in": opened.rows,
+            "asked": count,
+            "rows": len(chosen),
+            "partitions": len(groups),
+            "owned": have.count,
+            "owned_unknown": have.unknown,
+        },
+        "log_det": log_det,
+        "oracle": picked.selection.oracle,
+        "stopped": stopped,
+        "nested_unless": {"minimum": bool(minimum), "tokens": tokens is not None},
+    }
+    if picked.interrupted:
+        return run.interrupt(
+            summary, **facts, next=f"raydpp cut {run.out} --size {len(chosen)} --out NEW keeps these picks"
+        )
+    if others:
+        facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
+        store.write_json(run.path("comparison.json"), others)
+    return run.finish(summary, **facts)
 
 
-def quality_statistics(table: GradientTable, column: str) -> tuple[float, float]:
-    """Mean and population standard deviation of a column over the whole table."""
-    import ray
-    from ray.data.aggregate import Mean, Std
-
-    store.read_columns(table.parts[:1], [column])  # says in words where there is no such column
-    system, _ = resolve(table.parts[0].url)
-    paths = [resolve(part.url)[1] for part in table.parts]
-    values = ray.data.read_parquet(paths, filesystem=system).select_columns([column])
-    found = values.aggregate(Mean(column, alias_name="mean"), Std(column, ddof=0, alias_name="std"))
-    return float(found["mean"]), float(found["std"])
-
-
-def distributed_greedy(
+def _pick(
     table: GradientTable,
-    groups: list[list[Part]],
-    size: int,
+    groups: list[list[store.Part]],
     request: Request,
     oversample: float,
-    title: str,
-) -> tuple[pa.Table, Selection]:
-    """Greedy inside each group of files, then over the union of their picks; nothing but the result comes here.
-
-    Returns:
-        The picked rows in the order of picking, and the selection over the union.
-    """
-    import ray
-
-    counter = ray.remote(num_cpus=0)(Counter).remote()
-    threads = max([1, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])])
-    local = share(size, len(groups), oversample)
-    total = size if len(groups) == 1 else sum(min(local, sum(p.rows for p in group)) for group in groups) + size
-    options: dict[str, Any] = {"max_retries": 3, "retry_exceptions": [OSError]}
-    with progress_bar(title, total, "picks") as bar:
-        first = ray.remote(**options)(_select_partition)
-        parts = [
-            first.remote(table, group, local, request, counter, threads if len(groups) == 1 else 1) for group in groups
-        ]
-        watch(parts, counter, bar)
-        if len(groups) == 1:
-            chosen = parts[0]
-        else:
-            chosen = ray.remote(**options)(_merge).remote(size, request, counter, threads, *parts)
-            watch([chosen], counter, bar)
-        picks, selection = ray.get(chosen)
-        bar.n = bar.total
-        bar.update(0)
-    return picks, selection
+    have: Owned,
+    method: Method,
+    seed: int,
+    threshold: float,
+) -> Picked:
+    if method == "greedy":
+        return distributed_greedy(table, groups, request, oversample, "select", have.features, have.excluded)
+    return pick_baselines(table, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
 
 
-def _select_partition(
-    table: GradientTable, parts: list[Part], size: int, request: Request, counter: Any, threads: int
-) -> tuple[pa.Table, Selection]:
-    import torch
-
-    torch.set_num_threads(threads)
-    return select_rows(table.read(parts), size, request, reporter(counter))
-
-
-def _merge(
-    size: int, request: Request, counter: Any, threads: int, *parts: tuple[pa.Table, Selection]
-) -> tuple[pa.Table, Selection]:
-    import torch
-
-    torch.set_num_threads(threads)
-    return merge([picks for picks, _ in parts], size, request, reporter(counter))
-
-
-def _write(run: runs.Run, picks: pa.Table, selection: Selection, request: Request) -> None:
-    scores = request.scores(picks)
-    columns = {
-        "rank": np.arange(1, len(picks) + 1),
-        "id": picks["id"],
-        "source": picks["source"] if "source" in picks.column_names else pa.nulls(len(picks), pa.string()),
-        "log_gain": selection.log_gains,
-        "log_det": np.cumsum(selection.log_gains),
-        "quality": pa.nulls(len(picks), pa.float64()) if scores is None else scores,
-    }
-    store.write_table(run.path("selection", "selection.parquet"), pa.table(columns, schema=store.SELECTION_SCHEMA))
-    store.write_table(run.path(GRADIENTS, "part-00000.parquet"), picks)
-
-
-def _write_examples(url: str, corpus: str, ids: list[str]) -> None:
-    """The selected conversations, in the order of picking; the corpus is filtered where it is read."""
-    import ray
-
-    wanted = ray.put(pa.array(ids))
-    parts = store.parquet_parts(store.join(corpus, "corpus"))
-    system, _ = resolve(parts[0].url)
-    found = ray.data.read_parquet([resolve(part.url)[1] for part in parts], filesystem=system).map_batches(
-        lambda rows: rows.filter(pc.is_in(rows["id"], ray.get(wanted))),
-        batch_format="pyarrow",
-        batch_size=None,
-    )
-    rows = {row["id"]: row for row in found.iter_rows()}
-    if missing := [identity for identity in ids if identity not in rows]:
-        raise UserError(
-            f"{len(missing)} of the selected examples are not in {corpus} (first: {missing[0]}): give the corpus that"
-            " the gradient table was made of with --corpus"
-        )
-    store.write_json_lines(
-        url,
-        ({"messages": rows[i]["messages"], **{k: v for k, v in rows[i].items() if k != "messages"}} for i in ids),
-    )
+def _compare(
+    table: GradientTable, request: Request, picked: Picked, have: Owned, method: Method, seed: int, threshold: float
+) -> list[dict[str, Any]]:
+    """Our picks beside those of the baselines that the request and the table allow."""
+    comparing.check_size(len(picked.rows))
+    names = [name for name in BASELINES if name != method and comparing.possible(name, request, table)]
+    choices = [Choice(name, seed, threshold) for name in names]
+    found = {method: picked, **pick_baselines(table, choices, request, have.excluded, "compare")}
+    return comparing.comparison(found, request, table.dimension, have.count > 0)

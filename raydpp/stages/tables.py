@@ -48,10 +48,14 @@ class GradientTable:
         """Its number of rows."""
         return sum(part.rows for part in self.parts)
 
-    def read(self, parts: Sequence[Part]) -> pa.Table:
-        """The rows of some of its files, in the order of their ids."""
+    def has(self, column: str) -> bool:
+        """Whether its files have a column."""
+        return column in _columns(self.parts[0].url)
+
+    def read(self, parts: Sequence[Part], more: Sequence[str] = ()) -> pa.Table:
+        """The rows of some of its files, in the order of their ids: a gradient table's columns and ``more``."""
         columns = [name for name in _columns(parts[0].url) if name in _KEPT or name == self.column]
-        table = store.read_columns(parts, columns)
+        table = store.read_columns(parts, [*columns, *(name for name in dict.fromkeys(more) if name not in columns)])
         if self.source is not None:
             table = table.filter(pc.equal(table["source"], self.source))
         return table.sort_by("id")
@@ -64,7 +68,7 @@ def open_table(url: str, column: str) -> GradientTable:
     """Find a table's files and check what can be checked without reading it.
 
     Args:
-        url: The output folder of raydpp extract or select, or a Parquet file with the columns id and ``column``.
+        url: The output folder of raydpp extract, select or cut, or a Parquet file with the columns id and ``column``.
         column: The column with the features, a fixed-size list of numbers with unit norm.
     """
     name = split_options(url)[0].rstrip("/").rsplit("/", 1)[-1]
@@ -73,7 +77,7 @@ def open_table(url: str, column: str) -> GradientTable:
         fingerprint, corpus = None, None
         identity: Any = [[part.url, part.rows] for part in parts]
     else:
-        record = runs.require(("extract", "select"), url)
+        record = runs.require(("extract", "select", "cut"), url)
         parts = store.parquet_parts(store.join(url, GRADIENTS))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
         column = record.get("feature_column", column)

@@ -15,8 +15,9 @@ from raydpp.diversity.distance import (
     reference_curves,
 )
 from raydpp.errors import UserError
+from raydpp.selection.features import unit_rows
 from raydpp.selection.greedy import greedy_map
-from raydpp.selection.kernels import RESIDUAL_FLOOR, Kernel, KernelName, unit_rows
+from raydpp.selection.kernels import RESIDUAL_FLOOR, Kernel, KernelName
 
 LOG_FLOOR = math.log(RESIDUAL_FLOOR)
 

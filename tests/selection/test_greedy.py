@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpp.errors import UserError
-from raydpp.selection.greedy import Objective, greedy_map, search
-from raydpp.selection.kernels import RESIDUAL_FLOOR, Kernel, KernelName, unit_rows
-from raydpp.selection.oracles import Textbook
+from raydpp.selection.features import UnitRows, unit_rows
+from raydpp.selection.greedy import greedy_map
+from raydpp.selection.kernels import RESIDUAL_FLOOR, Kernel, KernelName
+from raydpp.selection.oracles.choice import OracleName
+from raydpp.selection.oracles.textbook import Textbook
 
 REAL = Path(__file__).parents[3] / "shared/features/minilm_32k.parquet"
 
@@ -191,20 +193,141 @@ def test_an_array_a_tensor_and_float16_of_the_same_rows_agree() -> None:
     assert greedy_map(x.astype(np.float64), 10).indices.tolist() == expected
 
 
-def test_search_takes_the_tied_candidate_first_in_order() -> None:
-    rows, kernel = unit_rows(np.eye(5)), Kernel("cosine")
-    order = torch.tensor([4, 2, 0, 3, 1])
-    assert search(Textbook(rows, kernel, 5), 5, Objective(kernel), order).indices.tolist() == [2, 4, 1, 3, 0]
+def test_what_is_owned_counts_as_picked_before() -> None:
+    x, kernel = sphere(40, 8), Kernel("rbf", 0.5)
+    matrix = kernel.matrix(unit_rows(x)).numpy()
+    whole = greedy_map(x, 15, gamma=0.5)
+    owned = whole.indices[:6]
+    by_id = greedy_map(x, 9, gamma=0.5, owned=owned)
+    assert by_id.indices.tolist() == whole.indices[6:].tolist()
+    np.testing.assert_allclose(by_id.log_gains, whole.log_gains[6:])
+    rest = np.delete(np.arange(40), owned)
+    by_features = greedy_map(x[rest], 9, gamma=0.5, owned=x[owned].astype(np.float64))
+    assert rest[by_features.indices].tolist() == whole.indices[6:].tolist()
+    both = [*owned, *by_id.indices]
+    log_dets = [np.linalg.slogdet(matrix[np.ix_(part, part)])[1] for part in (both, owned)]
+    assert by_id.log_det == pytest.approx(log_dets[0] - log_dets[1])
 
 
-def test_what_ties_is_a_matter_of_rounding() -> None:
-    objective = Objective(Kernel("rbf"))
-    residuals = torch.tensor([0.5, 0.5 - 1e-11, 0.5 - 1e-7], dtype=torch.float64)
-    scores, slack = objective.scores(residuals, None)
-    assert (scores + slack >= scores.max()).tolist() == [True, True, False]
-    small = torch.tensor([1e-6, 1e-6 - 1e-13, 1e-6 - 1e-11], dtype=torch.float64)
-    scores, slack = objective.scores(small, None)
-    assert (scores + slack >= scores.max()).tolist() == [True, True, False]
+def test_owned_features_may_repeat_candidates_and_each_other() -> None:
+    x = sphere(12, 6)
+    chosen = greedy_map(x, 12, owned=np.concatenate([x[:3], x[:2]]))
+    assert sorted(chosen.indices.tolist()) == list(range(3, 12))
+    assert chosen.stopped is not None
+    assert "stopped at pick 10 of 12" in chosen.stopped
+
+
+def test_what_is_excluded_is_never_picked() -> None:
+    x = sphere(20, 6)
+    ids = [f"r{i}" for i in range(20)]
+    rest = np.delete(np.arange(20), [0, 7])
+    chosen = greedy_map(x, 8, ids=ids, exclude=["r0", "r7"])
+    assert chosen.indices.tolist() == rest[greedy_map(x[rest], 8, ids=[ids[i] for i in rest]).indices].tolist()
+
+
+def test_a_fraction_of_the_rows() -> None:
+    x = sphere(30, 6)
+    assert greedy_map(x, 0.2).indices.tolist() == greedy_map(x, 6).indices.tolist()
+
+
+@pytest.mark.parametrize("cost_power", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.4])
+def test_a_budget_of_tokens_takes_what_adds_most_per_token_and_still_fits(cost_power: float, weight: float) -> None:
+    x = sphere(30, 8)
+    random = np.random.default_rng(0)
+    costs, quality = random.integers(1, 40, 30).astype(float), random.standard_normal(30)
+    matrix = Kernel().matrix(unit_rows(x)).numpy()
+    picks: list[int] = []
+    left = 100.0
+    while any(costs[i] <= left for i in set(range(30)) - set(picks)):
+        worth = {}
+        for i in set(range(30)) - set(picks):
+            if costs[i] <= left:
+                inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks, i]) if picks else np.zeros(0)
+                residual = 1.0 - matrix[picks, i] @ inner
+                worth[i] = (1 - weight) * np.log(residual / costs[i] ** cost_power) + weight * quality[i]
+        picks.append(min(worth, key=lambda i: (-round(worth[i], 9), i)))
+        left -= costs[picks[-1]]
+    chosen = greedy_map(x, tokens=100, costs=costs, cost_power=cost_power, quality=quality, quality_weight=weight)
+    assert chosen.indices.tolist() == picks
+    assert chosen.stopped is None
+
+
+def test_quotas_leave_greedy_its_choice_where_they_can() -> None:
+    x = sphere(60, 6)
+    sources = np.array(list("aab") * 20)
+    free = greedy_map(x, 12)
+    a = int((sources[free.indices] == "a").sum())
+    assert greedy_map(x, 12, sources=sources, minimum={"a": a}).indices.tolist() == free.indices.tolist()
+    none = greedy_map(x, 12, sources=sources, maximum={"a": 0})
+    only_b = np.flatnonzero(sources == "b")
+    assert none.indices.tolist() == only_b[greedy_map(x[only_b], 12).indices].tolist()
+    forced = greedy_map(x, 12, sources=sources, minimum={"a": a + 2})
+    first = 12 - (a + 2) - int((sources[free.indices] == "b").sum()) + 2
+    assert forced.indices[: max(first, 0)].tolist() == free.indices[: max(first, 0)].tolist()
+    assert (sources[forced.indices] == "a").sum() == a + 2
+    short = greedy_map(x, 12, sources=sources, maximum={"*": 3})
+    assert len(short.indices) == 6
+    assert short.stopped == "stopped at pick 7 of 12: the maxima of the sources leave nothing to pick"
+
+
+def test_the_run_ends_before_a_pick_adds_less_than_asked() -> None:
+    x = sphere(60, 6)
+    whole = greedy_map(x, 30)
+    chosen = greedy_map(x, min_log_gain=-0.5)
+    count = int((whole.log_gains >= -0.5).argmin())
+    assert chosen.indices.tolist() == whole.indices[:count].tolist()
+    assert chosen.stopped is not None
+    assert f"stopped at pick {count + 1}: the next example adds" in chosen.stopped
+
+
+def test_at_the_floor_a_run_goes_on_if_told_so() -> None:
+    x = np.tile(sphere(4, 8), (3, 1))
+    quality = np.arange(12.0)
+    chosen = greedy_map(x, 10, at_floor="continue", quality=quality, quality_weight=0.01)
+    first = greedy_map(x, 10, quality=quality, quality_weight=0.01)
+    assert chosen.indices[:4].tolist() == first.indices.tolist()
+    rest = [i for i in range(11, -1, -1) if i not in first.indices]
+    assert chosen.indices[4:].tolist() == rest[:6]
+    assert (chosen.log_gains[4:] == math.log(RESIDUAL_FLOOR)).all()
+    assert chosen.stopped is not None
+    assert "stopped at pick 5 of 10" in chosen.stopped
+    assert "went on by quality, then by id" in chosen.stopped
+    beyond = greedy_map(sphere(9, 2), 9, kernel="cosine", ridge=0.0, at_floor="continue")
+    assert sorted(beyond.indices.tolist()) == list(range(9))
+
+
+@pytest.mark.parametrize("oracle", ["textbook", "cholesky", "feature-space"])
+@pytest.mark.parametrize("tolerance", [0.02, 0.3])
+def test_a_pick_is_as_good_as_the_tolerance_says(oracle: OracleName, tolerance: float) -> None:
+    x = sphere(600, 12)
+    chosen = greedy_map(x, 60, kernel="cosine", oracle=oracle, tolerance=tolerance)
+    state = Textbook(UnitRows(x), Kernel("cosine"), 60)
+    for pick, gain in zip(chosen.indices.tolist(), chosen.log_gains, strict=True):
+        assert state.residuals[pick] >= (1 - tolerance) * state.residuals.max() * (1 - 1e-9)
+        assert gain == pytest.approx(math.log(state.residuals[pick]))
+        state.pick(pick)
+    assert len(set(chosen.indices.tolist())) == 60
+
+
+@pytest.mark.parametrize("oracle", ["textbook", "cholesky", "feature-space"])
+def test_ctrl_c_keeps_the_picks_so_far(oracle: OracleName) -> None:
+    x = sphere(300, 8)
+
+    def interrupt(count: int, _gain: float) -> None:
+        if count == 17:
+            raise KeyboardInterrupt
+
+    chosen = greedy_map(x, 40, kernel="cosine", oracle=oracle, progress=interrupt)
+    assert chosen.indices.tolist() == greedy_map(x, 17, kernel="cosine").indices.tolist()
+    assert chosen.stopped == "interrupted after 17 picks, which are the selection for that budget"
+
+
+def test_a_bar_shows_the_picks_and_the_gain(capsys: pytest.CaptureFixture[str]) -> None:
+    greedy_map(sphere(30, 4), 9, progress=True)
+    shown = capsys.readouterr().err
+    assert "9/9" in shown
+    assert "log_gain" in shown
 
 
 @pytest.mark.parametrize(
@@ -222,6 +345,15 @@ def test_what_ties_is_a_matter_of_rounding() -> None:
         ({"size": 2, "ids": list("abcdefghii")}, "rows 8 and 9 have the same id i"),
         ({"size": 2, "ids": ["a", *range(9)]}, "all strings or all integers"),
         ({"size": 2, "ids": ["a"]}, "1 ids for 10 rows"),
+        ({}, "no budget: give a size"),
+        ({"size": 2, "tolerance": 1.0}, "tolerance is 1.0"),
+        ({"size": 2, "cost_power": -1.0}, "cost power is -1"),
+        ({"size": 2, "at_floor": "ask"}, "'stop' or 'continue', not 'ask'"),
+        ({"size": 2, "oracle": "lazy"}, "no oracle 'lazy'"),
+        ({"size": 2, "oracle": "feature-space"}, "needs kernel='cosine'"),
+        ({"size": 2, "owned": [3, 99]}, "ids in owned are no rows'"),
+        ({"size": 2, "owned": np.eye(4)}, "have 4 dimensions and the candidates 3"),
+        ({"size": 2, "exclude": range(10)}, "nothing to pick from"),
     ],
 )
 def test_a_mistake_is_refused_in_words(arguments: dict, words: str) -> None:

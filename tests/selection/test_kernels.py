@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pytest
 import torch
 
 from raydpp.errors import UserError
-from raydpp.selection.kernels import Kernel, KernelName, unit_rows
+from raydpp.selection.features import unit_rows
+from raydpp.selection.kernels import Kernel, KernelName
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -77,47 +76,3 @@ def test_only_cosine_without_ridge_limits_the_budget() -> None:
     Kernel("cosine").check_budget(9, 8)
     with pytest.raises(UserError, match=r"rank at most 8.*9 items.*set a ridge.*or lower the size"):
         Kernel("cosine", ridge=0.0).check_budget(9, 8)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_unit_rows_normalises_again_in_float64_and_leaves_its_input(dtype: type, as_tensor: bool) -> None:
-    stored: np.ndarray = sphere(50, 384).astype(dtype)
-    before = stored.copy()
-    stored.flags.writeable = as_tensor  # arrays that come out of Arrow are read-only
-    rows = unit_rows(torch.from_numpy(stored) if as_tensor else stored)
-    assert rows.dtype == torch.float64
-    np.testing.assert_allclose(rows.norm(dim=1).numpy(), 1.0, rtol=1e-15)
-    np.testing.assert_allclose(rows.numpy(), before, atol=1e-3)
-    np.testing.assert_array_equal(stored, before)
-
-
-def test_unit_rows_names_the_rows_it_refuses() -> None:
-    x = sphere(10, 3)
-    x[1, 2] = np.nan
-    x[4, 0] = np.inf
-    x[5] = 0.0
-    x[8] *= 1.003
-    ids = [f"id{i}" for i in range(10)]
-    with pytest.raises(UserError) as caught:
-        unit_rows(x, ids)
-    message = str(caught.value)
-    assert "2 of 10 rows with NaN or infinite entries (ids id1, id4)" in message
-    assert "1 of 10 rows of zeros (ids id5)" in message
-    assert "1 of 10 rows without unit norm (ids id8)" in message
-
-
-def test_unit_rows_names_only_the_first_few() -> None:
-    with pytest.raises(UserError, match=re.escape("7 of 7 rows without unit norm (ids 0, 1, 2, 3, 4, ...)")):
-        unit_rows(2.0 * sphere(7, 3))
-
-
-@pytest.mark.parametrize("features", [np.zeros((0, 4)), np.ones(4), np.zeros((2, 2, 2)), np.array([["a", "b"]])])
-def test_unit_rows_refuses_what_is_not_a_table_of_numbers(features: np.ndarray) -> None:
-    with pytest.raises(UserError, match=r"N rows of D numbers|array of numbers"):
-        unit_rows(features)
-
-
-def test_unit_rows_refuses_another_number_of_ids() -> None:
-    with pytest.raises(UserError, match="3 ids for 4 rows"):
-        unit_rows(sphere(4, 3), ["a", "b", "c"])

@@ -6,8 +6,10 @@ import pytest
 
 from raydpp import store
 from raydpp.errors import UserError
+from raydpp.selection.greedy import greedy_map
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.partition import Request, budget, merge, select_rows, share
+from raydpp.selection.partition import Request, merge, numbers, select_rows
+from raydpp.selection.quality import Score
 
 
 def rows(n: int, seed: int = 0, copies: int = 0) -> pa.Table:
@@ -23,51 +25,74 @@ def rows(n: int, seed: int = 0, copies: int = 0) -> pa.Table:
     )
 
 
-def test_a_budget_is_a_count_or_a_fraction() -> None:
-    assert budget(7, 100) == 7
-    assert budget(0.1, 100) == 10
-    assert budget(0.001, 100) == 1
-    assert budget(12.0, 100) == 12
-    for size, words in ((0, "at least one"), (-3, "at least one"), (1.5, "whole number"), (101, "larger budget")):
-        with pytest.raises(UserError, match=words):
-            budget(size, 100)
-
-
 def test_partitions_hand_in_more_than_their_share() -> None:
-    assert share(100, 1, 2.0) == 100
-    assert share(100, 8, 2.0) == 25
-    assert share(3, 2, 4.0) == 3
+    request = Request(Kernel(), size=100, tokens=1000.0, minimum={"a": 10}, maximum={"b": 5})
+    assert request.share(1, 2.0) is request
+    part = request.share(8, 2.0)
+    assert (part.size, part.tokens, part.minimum, part.maximum) == (25, 250.0, {"a": 3}, {"b": 5})
+    assert Request(Kernel(), size=3).share(2, 4.0).size == 3
+    assert Request(Kernel(), size=8, minimum={"a": 3, "b": 5}).share(8, 1.0).size == 2
+    assert Request(Kernel(), min_log_gain=-1.0).share(8, 2.0).size is None
 
 
 def test_rows_are_picked_whatever_their_order() -> None:
-    table, request = rows(40), Request(Kernel())
-    picks, selection = select_rows(table, 10, request)
+    table, request = rows(40), Request(Kernel(), size=10)
+    picks, selection = select_rows(table, request)
     shuffled = table.take(pa.array(np.random.default_rng(1).permutation(40)))
-    assert select_rows(shuffled, 10, request)[0]["id"].to_pylist() == picks["id"].to_pylist()
+    assert select_rows(shuffled, request)[0]["id"].to_pylist() == picks["id"].to_pylist()
     assert table.take(pa.array(selection.indices)).equals(picks)
 
 
 def test_merging_comes_close_to_one_machine_and_drops_copies() -> None:
-    table, request = rows(120, copies=30), Request(Kernel())
-    whole = select_rows(table, 20, request)[1].log_det
+    table, request = rows(120, copies=30), Request(Kernel(), size=20)
+    whole = select_rows(table, request)[1].log_det
     order = np.random.default_rng(0).permutation(120)
     parts = [table.take(pa.array(order[i::4])) for i in range(4)]
-    handed = [select_rows(part, share(20, 4, 2.0), request)[0] for part in parts]
-    picks, selection = merge(handed, 20, request)
+    handed = [select_rows(part, request.share(4, 2.0))[0] for part in parts]
+    picks, selection = merge(handed, request)
     assert len(picks) == 20
     assert whole - 20 * 0.05 < selection.log_det <= whole + 1e-9
-    single = select_rows(table.take(pa.array(order[:20])), 20, request)[1]
+    single = select_rows(table.take(pa.array(order[:20])), request)[1]
     assert len(single.indices) < 20 or single.log_det < selection.log_det
 
 
 def test_quality_is_standardised_by_the_whole_tables_numbers() -> None:
     table = rows(30)
-    request = Request(Kernel(), quality="response_tokens", weight=1.0, mean=14.5, std=8.0)
-    picks, _ = select_rows(table, 3, request)
+    request = Request(Kernel(), size=3, quality=(Score("response_tokens", 2.0, 14.5, 8.0),), weight=1.0)
+    picks, _ = select_rows(table, request)
     assert picks["id"].to_pylist() == ["0029", "0028", "0027"]
     scores = request.scores(table.slice(29))
     assert scores is not None
     assert scores[0] == pytest.approx((29 - 14.5) / 8)
-    holes = table.set_column(2, "response_tokens", pa.array([None] * 30, pa.int64()))
-    with pytest.raises(UserError, match="30 rows have no 'response_tokens'"):
-        request.scores(holes)
+    assert request.columns == ("response_tokens",)
+
+
+def test_what_is_owned_excluded_or_over_its_quota_is_not_picked() -> None:
+    table, vectors = rows(60), store.vectors(rows(60)["gradient"])
+    owned = vectors[:5]
+    shut = pa.array([f"{i:04d}" for i in range(8)])
+    picks, selection = select_rows(table, Request(Kernel(), size=12), owned=owned, exclude=shut)
+    expected = greedy_map(vectors[8:], 12, owned=owned, ids=table["id"].to_pylist()[8:])
+    assert picks["id"].to_pylist() == [f"{i + 8:04d}" for i in expected.indices]
+    assert selection.log_det == pytest.approx(expected.log_det)
+    none, selection = select_rows(table, Request(Kernel(), size=12), exclude=table["id"].combine_chunks())
+    assert (len(none), selection.stopped) == (0, "there is nothing to pick from")
+    table = table.append_column("source", pa.array(["a", "b"] * 30))
+    request = Request(Kernel(), size=10, maximum={"a": 2, "elsewhere": 1}, minimum={"b": 3, "gone": 4})
+    assert select_rows(table, request)[0]["source"].to_pylist().count("a") == 2
+
+
+def test_tokens_come_from_their_column() -> None:
+    table = rows(40).set_column(2, "response_tokens", pa.array(np.arange(1, 41)))
+    request = Request(Kernel(), tokens=60.0)
+    picks, _ = select_rows(table, request)
+    assert request.columns == ("response_tokens",)
+    assert 40 < sum(picks["response_tokens"].to_pylist()) <= 60
+
+
+def test_a_column_that_is_not_numbers_is_refused() -> None:
+    table = pa.table({"a": pa.array([1, None, 3]), "b": ["x", "y", "z"], "c": [True, False, True]})
+    with pytest.raises(UserError, match="1 rows have no 'a'"):
+        numbers(table, "a")
+    with pytest.raises(UserError, match="'b' is string, not numbers"):
+        numbers(table, "b")

@@ -4,41 +4,67 @@ import numpy as np
 import pytest
 
 from raydpp.errors import UserError
-from raydpp.selection.quality import standardise
+from raydpp.selection.quality import Score, combine, parse_score, robust_scale, standardise
 
 
-def test_scores_have_mean_0_and_standard_deviation_1() -> None:
-    lengths = np.array([3, 14, 15, 92, 65], dtype=np.int32)
-    scores = standardise(lengths)
+def test_scores_are_on_the_scale_of_a_normal_distribution() -> None:
+    values = np.random.default_rng(0).normal(50.0, 7.0, 100_000)
+    scores = standardise(values)
     assert scores.dtype == np.float64
-    assert scores.mean() == pytest.approx(0.0, abs=1e-15)
-    assert scores.std() == pytest.approx(1.0)
-    assert (np.argsort(scores) == np.argsort(lengths)).all()
+    assert np.median(scores) == pytest.approx(0.0, abs=1e-12)
+    assert scores.std() == pytest.approx(1.0, abs=0.02)
+    assert (np.argsort(scores) == np.argsort(values)).all()
+
+
+def test_a_few_outliers_move_nothing() -> None:
+    values = np.random.default_rng(0).normal(50.0, 7.0, 1000)
+    center, scale = robust_scale(values)
+    wild = np.concatenate([values, [1e9] * 20])
+    moved = robust_scale(wild)
+    assert moved[0] == pytest.approx(center, abs=0.5)
+    assert moved[1] == pytest.approx(scale, rel=0.05)
+    assert wild.std() > 1e6
 
 
 def test_a_part_of_a_corpus_is_scored_by_the_corpus() -> None:
     lengths = np.random.default_rng(0).integers(1, 500, 40)
     whole = standardise(lengths)
-    np.testing.assert_allclose(standardise(lengths[:7], lengths.mean(), lengths.std()), whole[:7])
+    np.testing.assert_allclose(standardise(lengths[:7], *robust_scale(lengths)), whole[:7])
+
+
+def test_where_most_are_the_same_the_standard_deviation_counts() -> None:
+    assert robust_scale(np.array([3.0] * 9 + [13.0])) == (3.0, pytest.approx(3.0))
 
 
 @pytest.mark.parametrize("value", [0.1, 1e9 / 3])  # the mean of 0.1s is not 0.1, nor is their deviation 0
 def test_a_constant_column_becomes_zeros(value: float) -> None:
     assert standardise([value] * 7).tolist() == [0.0] * 7
+    assert standardise([1.0, 2.0], center=1.0, scale=0.0).tolist() == [0.0, 0.0]
 
 
-def test_no_spread_in_the_corpus_becomes_zeros() -> None:
-    assert standardise([1.0, 2.0], mean=1.0, std=0.0).tolist() == [0.0, 0.0]
+def test_columns_are_combined_by_their_weights() -> None:
+    scores = (Score("a", 3.0, 1.0, 2.0), Score("b", -1.0, 0.0, 1.0))
+    np.testing.assert_allclose(combine([np.array([1.0, 5.0]), np.array([2.0, -4.0])], scores), [-0.5, 2.5])
+
+
+def test_a_score_is_a_column_and_a_weight() -> None:
+    assert parse_score("loss=-0.5") == Score("loss", -0.5)
+    assert parse_score("length") == Score("length", 1.0)
+    for text in ("=2", "loss=x", "loss=", "loss=0", "loss=nan"):
+        with pytest.raises(UserError, match="give COLUMN or COLUMN=WEIGHT"):
+            parse_score(text)
 
 
 @pytest.mark.parametrize(
-    ("values", "mean", "std", "words"),
+    ("values", "center", "scale", "words"),
     [
         ([1.0, np.nan, np.inf], None, None, "2 of 3 quality values"),
-        ([1.0, 2.0], np.nan, 1.0, "mean nan"),
-        ([1.0, 2.0], 0.0, -1.0, "standard deviation -1.0"),
+        ([1.0, 2.0], np.nan, 1.0, "center nan"),
+        ([1.0, 2.0], 0.0, -1.0, "scale -1.0"),
     ],
 )
-def test_what_is_not_finite_is_refused(values: list[float], mean: float | None, std: float | None, words: str) -> None:
+def test_what_is_not_finite_is_refused(
+    values: list[float], center: float | None, scale: float | None, words: str
+) -> None:
     with pytest.raises(UserError, match=words):
-        standardise(values, mean, std)
+        standardise(values, center, scale)

@@ -92,15 +92,6 @@ def test_mistakes_are_said_in_words(corpus: str, tiny_model: str, tmp_path: Path
         extract(corpus, out, tiny_model, limit=0)
 
 
-def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    for file in Path(tiny_model).iterdir():
-        (broken / file.name).write_bytes(b"no" if file.suffix == ".safetensors" else file.read_bytes())
-    with pytest.raises(UserError, match="could not be loaded"):
-        extract(corpus, str(tmp_path / "out"), str(broken))
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_real_model_through_the_real_ray(corpus: str, smollm2: str, tmp_path: Path) -> None:
@@ -111,3 +102,12 @@ def test_the_real_model_through_the_real_ray(corpus: str, smollm2: str, tmp_path
     gram = gram @ gram.T
     assert gram[np.triu_indices(4, 1)].max() < 0.98
     assert 0 < min(found["loss"].to_pylist()) < 12
+
+
+def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in Path(tiny_model).iterdir():
+        (broken / file.name).write_bytes(b"no" if file.suffix == ".safetensors" else file.read_bytes())
+    with pytest.raises(UserError, match="could not be loaded"):
+        extract(corpus, str(tmp_path / "out"), str(broken))

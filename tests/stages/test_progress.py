@@ -36,3 +36,39 @@ def test_a_failing_task_is_raised(cluster: None) -> None:
     counter: Any = ray.remote(num_cpus=0)(Counter).remote()
     with progress_bar("stage", 7, "picks") as bar, pytest.raises(ValueError, match="what went wrong"):
         watch([task.remote()], counter, bar)
+
+
+def test_ctrl_c_reaches_the_task_which_hands_in_what_it_has(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
+
+    @ray.remote
+    def task(counter: Any) -> int:
+        report = reporter(counter, every=0.0)
+        for step in range(1, 100_000):
+            try:
+                report(step, -0.5)
+            except KeyboardInterrupt:
+                return step
+        return -1
+
+    wait, calls = ray.wait, []
+
+    def pressed(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return wait(*arguments, **options)
+
+    monkeypatch.setattr(ray, "wait", pressed)
+    with progress_bar("stage", None, "picks") as bar:
+        reference = task.remote(counter)
+        assert watch([reference], counter, bar, stoppable=True)
+        assert 0 < ray.get(reference) < 100_000
+        assert "log_gain=-0.5" in bar.postfix
+    calls.clear()
+    counter = ray.remote(num_cpus=0)(Counter).remote()
+    with progress_bar("stage", 7, "picks") as bar, pytest.raises(KeyboardInterrupt):
+        watch([task.remote(counter)], counter, bar)
+    ray.get(counter.stop.remote())

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from raydpp import store
+from raydpp.cli import main
 from raydpp.errors import UserError
 from raydpp.selection.greedy import greedy_map
+from raydpp.selection.quality import standardise
+from raydpp.stages import run as runs
+from raydpp.stages import select as stage
+from raydpp.stages.cut import cut
+from raydpp.stages.distributed import Picked
+from raydpp.stages.run import Outcome
 from raydpp.stages.select import select
 
 
@@ -53,12 +62,12 @@ def test_quality_alone_takes_the_longest_responses(table: str, tmp_path: Path) -
     longest = sorted((row["response_tokens"] for row in rows.values()), reverse=True)[:5]
     assert sorted((rows[pick["id"]]["response_tokens"] for pick in picks), reverse=True) == longest
     lengths = np.array([row["response_tokens"] for row in rows.values()])
-    assert picks[0]["quality"] == pytest.approx((longest[0] - lengths.mean()) / lengths.std())
+    assert picks[0]["quality"] == pytest.approx(standardise(lengths).max())
 
 
 def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match="larger budget than the pool of 40"):
+    with pytest.raises(UserError, match="larger than the pool of 40"):
         select(table, out, 41)
     big = str(tmp_path / "big.parquet")
     store.write_table(big, pq.read_table(Path(table) / "gradients").take(list(range(40)) * 2))
@@ -68,8 +77,18 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(corpus, out, 4)
     with pytest.raises(UserError, match="no folder"):
         select(str(tmp_path / "nowhere"), out, 4)
-    with pytest.raises(UserError, match="quality-weight"):
+    with pytest.raises(UserError, match=r"quality weight is 1\.5"):
         select(table, out, 4, quality_weight=1.5)
+    with pytest.raises(UserError, match="no budget: give --size, --tokens or --min-log-gain"):
+        select(table, out)
+    with pytest.raises(UserError, match="--method best: use one of greedy, random"):
+        select(table, out, 4, method="best")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--minimum names the source 'third'; the table has first, second"):
+        select(table, str(tmp_path / "third"), 4, minimum=["third=1"])
+    with pytest.raises(UserError, match="--quality loss=x"):
+        select(table, out, 4, quality=["loss=x"])
+    with pytest.raises(UserError, match="has no column 'charm'"):
+        select(table, str(tmp_path / "charm"), 4, quality=["charm"], quality_weight=0.5)
     with pytest.raises(UserError, match="oversample"):
         select(table, out, 4, oversample=0.5)
     unfinished = tmp_path / "unfinished"
@@ -77,3 +96,108 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
     (unfinished / "run.json").write_text((Path(table) / "run.json").read_text())
     with pytest.raises(UserError, match="unfinished"):
         select(str(unfinished), out, 4)
+
+
+def picked(run: Outcome) -> list[str]:
+    return pq.read_table(Path(run.out) / "selection")["id"].to_pylist()
+
+
+def test_what_is_owned_is_completed_whether_by_table_or_by_ids(table: str, tmp_path: Path) -> None:
+    whole = select(table, str(tmp_path / "whole"), 12, partitions=1)
+    first = select(table, str(tmp_path / "first"), 5, partitions=1)
+    (tmp_path / "ids.txt").write_text("\n".join([*picked(first), "unknown"]))
+    (tmp_path / "none.txt").write_text("\n".join(picked(whole)[5:7]))
+    owned: list[str]
+    for name, owned in (("table", [first.out]), ("ids", [str(tmp_path / "ids.txt")])):
+        rest = select(table, str(tmp_path / name), 7, owned=owned, partitions=1)
+        assert picked(rest) == picked(whole)[5:]
+        assert rest.record["log_det"] == pytest.approx(whole.record["log_det"] - first.record["log_det"])
+        assert rest.record["counts"]["owned"] == 5
+        assert rest.record["counts"]["owned_unknown"] == (1 if name == "ids" else 0)
+    lines = f"{first.out}/examples.jsonl"
+    for partitions in (1, 3):
+        run = select(
+            table, str(tmp_path / f"p{partitions}"), 7, owned=[lines], exclude=[str(tmp_path / "none.txt")],
+            partitions=partitions,
+        )  # fmt: skip
+        assert not set(picked(run)) & set(picked(whole)[:7])
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_budgets_of_tokens_and_quotas_hold_over_partitions(table: str, tmp_path: Path, partitions: int) -> None:
+    rows = {row["id"]: row for row in pq.read_table(Path(table) / "gradients").to_pylist()}
+    run = select(table, str(tmp_path / "tokens"), tokens=40, partitions=partitions)
+    spent = sum(rows[one]["response_tokens"] for one in picked(run))
+    assert 30 < spent <= 40
+    run = select(
+        table, str(tmp_path / "quotas"), 10, minimum=["first=0.6"], maximum=["*=4", "first=7"], partitions=partitions
+    )
+    sources = [rows[one]["source"] for one in picked(run)]
+    assert len(sources) == 10
+    assert 6 <= sources.count("first") <= 7
+    run = select(table, str(tmp_path / "gain"), min_log_gain=-0.2, partitions=partitions)
+    gains = pq.read_table(Path(run.out) / "selection")["log_gain"].to_numpy()
+    assert 1 < len(gains) < 40
+    assert gains.min() >= -0.2
+    assert "less than -0.2" in run.record["stopped"]
+
+
+def test_one_flag_compares_with_every_baseline(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["select", table, "--out", out, "--size", "10", "--compare"]) == 0
+    record = json.loads((Path(out) / "run.json").read_text())
+    found = {row["method"]: row for row in record["comparison"]}
+    assert set(found) == {"greedy", "random", "quality", "length", "k-center", "k-means", "dedup"}
+    assert all(row["examples"] <= 10 for row in found.values())
+    assert found["greedy"]["log_det"] == pytest.approx(record["log_det"])
+    assert found["greedy"]["log_det"] > found["random"]["log_det"]
+    assert found["greedy"]["distance"] < found["random"]["distance"]
+    assert found["length"]["quality"] == max(row["quality"] for row in found.values())
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in found)
+    assert "The same budget by other methods" in (Path(out) / "report.html").read_text()
+    with_owned = select(table, str(tmp_path / "rest"), 6, owned=[out], compare=True)
+    rows = {row["method"]: row for row in with_owned.record["comparison"]}
+    assert rows["greedy"]["log_det"] != pytest.approx(with_owned.record["log_det"])  # of the set by itself
+
+
+def test_a_baseline_writes_what_greedy_writes(table: str, tmp_path: Path) -> None:
+    run = select(table, str(tmp_path / "out"), 6, method="k-center")
+    assert run.record["oracle"] == "k-center"
+    table_written = pq.read_table(Path(run.out) / "selection")
+    assert table_written.schema.equals(store.SELECTION_SCHEMA)
+    assert len((Path(run.out) / "examples.jsonl").read_text().splitlines()) == 6
+    assert "k-center" in run.summary
+
+
+def test_several_columns_make_a_quality(table: str, tmp_path: Path) -> None:
+    run = select(table, str(tmp_path / "out"), 5, quality=["loss=-1", "response_tokens=3"], quality_weight=1.0)
+    rows = pq.read_table(Path(table) / "gradients").sort_by("id")
+    score = -0.25 * standardise(rows["loss"].to_numpy()) + 0.75 * standardise(rows["response_tokens"].to_numpy())
+    best = np.array(rows["id"].to_pylist())[np.lexsort((np.arange(40), -score))][:5]
+    assert picked(run) == best.tolist()
+
+
+def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = select(table, str(tmp_path / "whole"), 20, partitions=1)
+    out = str(tmp_path / "out")
+    real = stage.distributed_greedy
+
+    def interrupted(*arguments: Any, **options: Any) -> Picked:
+        found = real(*arguments, **options)
+        gains = found.selection.log_gains[:8]
+        part = replace(found.selection, log_gains=gains, log_det=gains.sum(), stopped="interrupted after 8 picks")
+        return Picked(found.rows.slice(0, 8), part, interrupted=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "distributed_greedy", interrupted)
+        assert main(["select", table, "--out", out, "--size", "20", "--partitions", "1"]) == 130
+    assert "raydpp cut" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unfinished"):
+        runs.require(["select"], out)
+    part = cut(out, str(tmp_path / "part"), 8)
+    assert picked(part) == picked(whole)[:8]
+    again = select(table, out, 20, partitions=1)  # the same command again does all of it
+    assert picked(again) == picked(whole)

@@ -1,0 +1,128 @@
+"""Feature rows: checked once, normalised as they are taken, never copied whole."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydpp.errors import UserError
+
+Features = np.ndarray | Tensor
+Ids = Sequence[str] | Sequence[int] | np.ndarray
+
+NORM_TOLERANCE = 2e-3
+"""How far from 1 a stored norm may be: rounding to float16 moves each entry, so the norm too, by at most
+2^-11 = 5e-4."""
+
+_BLOCK = 4096  # rows looked at together
+
+
+class UnitRows:
+    """(N, D) rows of unit norm up to their storage's rounding, left in that storage.
+
+    Args:
+        features: (N, D), of float16, float32 or float64; neither changed nor copied (but to another device).
+        ids: N names for messages; the row index if None.
+        device: Where to compute; by default the CPU, or where a tensor already is.
+
+    Raises:
+        UserError: Not a table of numbers, no rows, or rows that are not finite, all zeros, or off norm 1 by
+            more than ``NORM_TOLERANCE``; the message names the first few.
+    """
+
+    def __init__(self, features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> None:
+        self._stored = _as_tensor(features, device)  # (N, D)
+        if self._stored.ndim != 2 or 0 in self._stored.shape:
+            raise UserError(f"the features have shape {tuple(self._stored.shape)}: they must be N rows of D numbers")
+        if ids is not None and len(ids) != len(self):
+            raise UserError(f"there are {len(ids)} ids for {len(self)} rows: give one id for each row")
+        self._norms = torch.cat(
+            [torch.linalg.vector_norm(block.double(), dim=1) for block in self._stored.split(_BLOCK)]
+        )  # (N,) float64
+        _refuse_faults(self._norms, ids)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self._stored.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._stored.device
+
+    def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
+        """Some of the rows, normalised in this type, as a new tensor: (n,) indices -> (n, D)."""
+        return self._stored[index].to(dtype) / self._norms[index, None].to(dtype)
+
+    def part(self, index: Tensor) -> UnitRows:
+        """Some of the rows, (n,), as a table of their own (a copy in their storage)."""
+        part = copy.copy(self)
+        part._stored, part._norms = self._stored[index], self._norms[index]
+        return part
+
+    def square_sums(self, directions: Tensor) -> np.ndarray:
+        """The squared length of each row's projection, <x, d_1>^2 + ... + <x, d_k>^2: (D, k) -> (N,) float64.
+
+        Products have the directions' type.
+        """
+        width = -(-directions.shape[1] // 16) * 16  # what BLAS is fast at
+        padded = torch.nn.functional.pad(directions, (0, width - directions.shape[1]))
+        lengths = [
+            torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1) for block in self._stored.split(_BLOCK)
+        ]
+        return (torch.cat(lengths).double() / self._norms).square_().numpy(force=True)
+
+    def with_rows(self, more: UnitRows) -> UnitRows:
+        """These rows and others of the same dimension behind them (a copy of both)."""
+        if more.dimension != self.dimension:
+            raise UserError(
+                f"the rows owned have {more.dimension} dimensions and the candidates {self.dimension}:"
+                " they must be features of the same kind"
+            )
+        return UnitRows(torch.cat([self._stored, more._stored.to(self._stored)]))
+
+
+def unit_rows(features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> Tensor:
+    """All rows checked and normalised: (N, D) -> (N, D) float64 with norms 1. See ``UnitRows``."""
+    return UnitRows(features, ids, device).take()
+
+
+def _as_tensor(features: Features, device: torch.device | str | None) -> Tensor:
+    if isinstance(features, Tensor):
+        rows = features.detach().to(device=device)
+        return rows if rows.is_floating_point() else rows.double()
+    try:
+        array = np.asarray(features)
+        if array.dtype not in (np.float16, np.float32, np.float64):
+            array = array.astype(np.float64)
+        with warnings.catch_warnings():  # torch warns that a read-only array must not be written to: it is not
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            return torch.as_tensor(array).to(device)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the features are not an (N, D) array of numbers: {error}") from error
+
+
+def _refuse_faults(norms: Tensor, ids: Ids | None) -> None:
+    finite = norms.isfinite()
+    faults = {
+        "with NaN or infinite entries": ~finite,
+        "of zeros": norms == 0,
+        "without unit norm": finite & (norms != 0) & ((norms - 1.0).abs() > NORM_TOLERANCE),
+    }
+    found = []
+    for fault, mask in faults.items():
+        bad = mask.nonzero()[:, 0].tolist()
+        if bad:
+            named = ", ".join(str(i if ids is None else ids[i]) for i in bad[:5])
+            found.append(f"{len(bad)} of {len(norms)} rows {fault} (ids {named}{', ...' if len(bad) > 5 else ''})")
+    if found:
+        raise UserError(f"features cannot be used: {'; '.join(found)}. Drop these rows or divide by their norms")

@@ -1,0 +1,65 @@
+"""Oracles: how the gain of each candidate is computed, apart from how the largest is found.
+
+The gain in log det of adding item i to the picks S is log k(i, i | S), the log of the conditional variance of
+i given S (the Schur complement), its residual. Residuals only fall as S grows, so one that is out of date is an
+upper bound (Minoux 1978; Hemmi et al. 2022). An oracle keeps such bounds for all items, brings a pool of them
+up to date when asked, and opens a front: a few items whose residuals are exact, and stay so while items of the
+front are picked. Every oracle must give the same residuals.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+
+class Front(Protocol):
+    """A set of items with exact residuals."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(p,) int64: the items."""
+
+    @property
+    def residuals(self) -> np.ndarray:
+        """(p,) float64: their conditional variances given all picks; 0 for a pick."""
+
+    def pick(self, j: int) -> None:
+        """Make item ``rows[j]`` a pick, and condition the front on it."""
+
+
+FrontT = TypeVar("FrontT", bound=Front)
+
+
+class Oracle(Protocol[FrontT]):
+    """What a search asks of an oracle."""
+
+    @property
+    def pool_size(self) -> int:
+        """How many items to bring up to date together, at this stage."""
+
+    @property
+    def front_size(self) -> int:
+        """How many items a front holds at the most."""
+
+    @property
+    def enough(self) -> int:
+        """Fewer contenders than this are not worth a front while others can be brought up to date."""
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """(N,) float64: an upper bound on the residual of each item; 0 for a pick."""
+
+    @property
+    def stale(self) -> np.ndarray:
+        """(N,) bool: whose bound does not yet take the last picks into account."""
+
+    def refresh(self, rows: np.ndarray) -> None:
+        """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
+
+    def open(self, rows: np.ndarray) -> FrontT:
+        """A front of these items, (p,) int64."""
+
+    def close(self, front: FrontT) -> None:
+        """Take the front's picks into account, at least in the bounds of its items."""

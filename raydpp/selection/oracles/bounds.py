@@ -1,0 +1,91 @@
+"""Upper bounds on residuals, each as of some pick, exact or up to an error that is measured as the search goes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}
+_CAUTION = 4.0
+_RESOLUTION = 50.0
+_GONE = np.iinfo(np.int64).max  # what a pick has seen: it is never out of date
+
+
+class Bounds:
+    """What is known of N residuals after some picks.
+
+    A residual computed in ``dtype`` counts as off by up to ``error``: at least 1e-6 of the kernel's diagonal in float32
+    (1e-13 in float64) and four times the largest difference ever met where one was computed exactly.
+
+    Attributes:
+        residuals: (N,) float64, each as of ``seen``; 0 for a pick.
+        seen: (N,) int64: how many picks each takes into account.
+        picks: How many picks there are.
+        error: How far off a residual that is not exact may be.
+
+    Args:
+        rows: N.
+        variance: The kernel's diagonal.
+        dtype: What residuals that are not exact are computed in.
+    """
+
+    def __init__(self, rows: int, variance: float, dtype: torch.dtype) -> None:
+        self.residuals = np.full(rows, variance)
+        self.seen = np.zeros(rows, dtype=np.int64)
+        self.picks = 0
+        self._loose = np.zeros(rows, dtype=bool)
+        self._variance = variance
+        self.error = _NOISE[dtype] * variance
+
+    @property
+    def upper(self) -> np.ndarray:
+        """(N,) float64: no residual is above."""
+        return self.residuals + self.error * self._loose
+
+    @property
+    def stale(self) -> np.ndarray:
+        """(N,) bool: whose bound does not yet take the last picks into account."""
+        return self.seen < self.picks
+
+    def among(self, rows: np.ndarray, seen: int) -> np.ndarray:
+        """Where in ``rows`` are those that have seen so many picks (and are none): (k,) int64."""
+        return np.flatnonzero(self.seen[rows] == seen)
+
+    def approximate(self, rows: np.ndarray, residuals: np.ndarray) -> None:
+        """These residuals take all picks into account, up to the error."""
+        self.residuals[rows] = np.maximum(residuals, 0.0)
+        self._loose[rows] = True
+        self.seen[rows] = self.picks
+
+    def exact(self, rows: np.ndarray, residuals: np.ndarray, picked: list[int]) -> None:
+        """These residuals are exact and take all picks into account; ``picked`` are the places of picks in ``rows``."""
+        self.residuals[rows] = residuals
+        self._loose[rows] = False
+        self.seen[rows] = self.picks
+        self.seen[rows[picked]] = _GONE
+
+    def measure(self, rows: np.ndarray, residuals: np.ndarray) -> bool:
+        """Compare with exact residuals, and raise the error to fit.
+
+        Returns:
+            Whether the largest of these residuals is so near the error that bounds tell little apart.
+        """
+        compared = self._loose[rows] & (self.seen[rows] == self.picks)
+        if not compared.any():
+            return False
+        off = float(np.abs(residuals - self.residuals[rows])[compared].max())
+        self.error = max(self.error, _CAUTION * off)
+        return bool(residuals.max() < _RESOLUTION * self.error)
+
+    def start_anew(self, dtype: torch.dtype) -> None:
+        """Keep what is known as bounds, of no picks at all, and go on in another type."""
+        self.residuals = self.upper
+        self.seen[self.seen != _GONE] = 0
+        self._loose[:] = False
+        self.error = _NOISE[dtype] * self._variance
+
+
+def square_sums(block: Tensor) -> np.ndarray:
+    """The sum of each row's squares, summed in float64, as float64: (n, k) -> (n,)."""
+    return block.square().sum(dim=1, dtype=torch.float64).numpy(force=True)

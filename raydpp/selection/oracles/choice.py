@@ -1,0 +1,48 @@
+"""Which oracle runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from raydpp.errors import UserError
+from raydpp.selection.features import UnitRows
+from raydpp.selection.kernels import Kernel
+from raydpp.selection.oracles import Oracle
+from raydpp.selection.oracles.cholesky_pool import CholeskyPool
+from raydpp.selection.oracles.feature_space import MIN_RIDGE, FeatureSpace
+from raydpp.selection.oracles.textbook import Textbook
+
+OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
+
+_SMALL = 100_000  # residuals updated one by one in less time than a front costs
+
+
+def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
+    """The oracle that ``auto`` means for a problem; any other name is returned as it is.
+
+    ``textbook`` where N M is small, ``feature-space`` for cosine with a ridge unless M is small beside D,
+    ``cholesky`` for all else.
+
+    Raises:
+        UserError: An unknown name.
+    """
+    if name not in get_args(OracleName):
+        raise UserError(f"there is no oracle {name!r}: use one of {', '.join(get_args(OracleName))}")
+    if name != "auto":
+        return name
+    if rows * size <= _SMALL:
+        return "textbook"
+    if kernel.name == "cosine" and (kernel.ridge or 0.0) >= MIN_RIDGE and 4 * size >= dimension:
+        return "feature-space"
+    return "cholesky"
+
+
+def make_oracle(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> Oracle[Any]:
+    """An oracle by its name, for at most ``size`` picks."""
+    makers: dict[str, Callable[[], Oracle[Any]]] = {
+        "textbook": lambda: Textbook(rows, kernel, size),
+        "cholesky": lambda: CholeskyPool(rows, kernel, size),
+        "feature-space": lambda: FeatureSpace(rows, kernel),
+    }
+    return makers[choose_oracle(name, kernel, len(rows), rows.dimension, size)]()

@@ -1,0 +1,124 @@
+"""The Cholesky factor of the picks' kernel matrix in float64, and exact covariances given the picks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydpp.selection.features import UnitRows
+from raydpp.selection.kernels import Kernel
+from raydpp.selection.oracles.front import DenseFront
+from raydpp.selection.oracles.panels import with_room
+
+WIDTH = 512
+"""Columns of a panel: wide enough for matrix products at full speed, narrow enough that a triangle wastes little."""
+
+
+class Factor:
+    """L with L L^T = K_S for the picks S in order, grown front by front; t is the number of picks so far.
+
+    Kept in column panels of which only the part below the diagonal block exists: some 4 M^2 bytes.
+
+    Args:
+        rows: The (N, D) features.
+        kernel: The kernel.
+        size: M, the largest number of picks.
+    """
+
+    def __init__(self, rows: UnitRows, kernel: Kernel, size: int) -> None:
+        self._rows = rows
+        self._kernel = kernel
+        self._size = size
+        self._count = 0
+        self._panels: list[Tensor] = []  # panel p: (t - p WIDTH or more, WIDTH), rows from p WIDTH on
+        self._features = torch.empty(0, rows.dimension, dtype=torch.float64, device=rows.device)
+        self._inverses: dict[tuple[int, torch.dtype], Tensor] = {}  # of whole diagonal blocks
+        self._known = np.empty(0, dtype=np.int64)  # (p,) the items of the last front
+        self._known_features = self._features  # (p, D)
+        self._known_rows = self._features.new_empty(0, 0)  # (p, t) L^-1 k(S, i) of each
+
+    @property
+    def features(self) -> Tensor:
+        """(t, D) float64: the picks' features."""
+        return self._features[: self._count]
+
+    def block(self, top: int, bottom: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows ``top`` to ``bottom`` of L, columns ``start`` to ``stop`` inside one panel; a view where it can be.
+
+        ``top`` is at least the panel's first column.
+        """
+        offset = start // WIDTH * WIDTH
+        panel = self._panels[start // WIDTH]
+        return panel[top - offset : bottom - offset, start - offset : stop - offset].to(dtype)
+
+    def solve(self, start: int, right: Tensor, out: Tensor) -> None:
+        """X with X L_b^T = ``right``, (n, k), into ``out``, for L's diagonal block b of k columns from ``start`` on.
+
+        Where there are many rows the block is inverted, which is done once for each whole panel: for bounds, not for
+        what has to be exact.
+        """
+        stop = start + right.shape[1]
+        whole = start % WIDTH == 0 and right.shape[1] == WIDTH
+        inverse = self._inverses.get((start, right.dtype)) if whole else None
+        if inverse is None:
+            square = right.new_zeros(stop - start, stop - start)
+            for left in range(start // WIDTH * WIDTH, stop, WIDTH):
+                inside, end = max(left, start), min(left + WIDTH, stop)
+                block = self.block(inside, stop, inside, end, right.dtype)
+                square[inside - start :, inside - start : end - start] = block
+            if not whole and len(right) < stop - start:
+                out.copy_(torch.linalg.solve_triangular(square.T, right, upper=True, left=False))
+                return
+            unit = torch.eye(stop - start, dtype=right.dtype, device=right.device)
+            inverse = torch.linalg.solve_triangular(square, unit, upper=False)
+            if whole:
+                self._inverses[start, right.dtype] = inverse
+        torch.mm(right, inverse.T, out=out)
+
+    def open(self, rows: np.ndarray) -> DenseFront:
+        """A front of items: their exact covariance given the picks.
+
+        Costs O(t^2) for each item that was not in the last front, in matrix products, and nothing for the others.
+        """
+        place = {row: i for i, row in enumerate(self._known.tolist())}
+        before = torch.tensor([place.get(row, -1) for row in rows.tolist()], device=self._rows.device)  # (p,)
+        features = self._rows.take(torch.from_numpy(rows).to(self._rows.device))  # (p, D)
+        solved = features.new_empty(len(rows), self._count)  # (p, t)
+        old, new = before >= 0, before < 0
+        solved[old] = self._known_rows[before[old]]
+        if new.any():
+            solved[new] = self._solve(features[new])
+        self._known, self._known_features, self._known_rows = rows, features, solved
+        covariance = self._kernel.matrix(features).addmm_(solved, solved.T, alpha=-1.0)  # (p, p)
+        return DenseFront(rows, covariance.numpy(force=True))
+
+    def close(self, front: DenseFront) -> Tensor:
+        """Append the picks of the last front opened; returns L^-1 k(S, i) of its items, (p, t) float64."""
+        columns = torch.from_numpy(front.columns).to(self._rows.device)  # (p, k)
+        self._known_rows = torch.cat([self._known_rows, columns], dim=1)
+        picked = torch.tensor(front.picked, dtype=torch.int64, device=self._rows.device)
+        appended = self._known_rows[picked]  # (k, t + k)
+        start = self._count
+        appended[:, start:].tril_()
+        self._count += len(picked)
+        self._features = with_room(self._features, self._count, self._size)
+        self._features[start : self._count] = self._known_features[picked]
+        for panel, offset in enumerate(range(0, self._count, WIDTH)):
+            if panel == len(self._panels):
+                self._panels.append(self._features.new_empty(0, WIDTH))
+            grown = self._panels[panel] = with_room(self._panels[panel], self._count - offset, self._size - offset)
+            first, stop = max(start, offset), min(offset + WIDTH, self._count)
+            grown[first - offset : self._count - offset, : stop - offset] = appended[first - start :, offset:stop]
+        return self._known_rows
+
+    def _solve(self, features: Tensor) -> Tensor:
+        """L^-1 k(S, i), panel by panel: (g, D) -> (g, t)."""
+        x = self._kernel.cross(features, self.features)  # (g, t)
+        for start in range(0, self._count, WIDTH):
+            stop = min(start + WIDTH, self._count)
+            factor = self.block(start, self._count, start, stop, torch.float64)  # (t - start, stop - start)
+            head, rest = factor[: stop - start], factor[stop - start :]
+            x[:, start:stop] = torch.linalg.solve_triangular(head, x[:, start:stop].T, upper=False).T
+            x[:, stop:].addmm_(x[:, start:stop], rest.T, alpha=-1.0)
+        return x

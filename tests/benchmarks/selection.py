@@ -1,0 +1,260 @@
+"""Time greedy MAP against its peers, in one run: ``python tests/benchmarks/selection.py --help``.
+
+Peers: the textbook form (Chen et al. 2018) in float32 NumPy, written below, and pyversity (``pip install pyversity``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+import raydpp
+
+FEATURES = Path(__file__).resolve().parents[3] / "shared/features/minilm_32k.parquet"
+PARTS = ("speed", "agreement", "memory", "growth", "rate")
+
+
+def load(path: Path, column: str) -> np.ndarray:
+    """(N, D) float32 rows of unit norm: a Parquet file's, or as many of planted clusters where there is none."""
+    if path.exists():
+        stored = pq.read_table(path, columns=[column])[column].combine_chunks()
+        x = stored.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1).astype(np.float32)
+        print(f"features: {path.name}, {x.shape[0]:,} x {x.shape[1]}\n")
+    else:
+        random = np.random.default_rng(0)
+        x = random.standard_normal((300, 384))[random.integers(0, 300, 32_474)] + random.standard_normal((32_474, 384))
+        x = x.astype(np.float32)
+        print(f"features: synthetic (there is no {path}), {x.shape[0]:,} x {x.shape[1]}\n")
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def textbook(x: np.ndarray, size: int, kernel: str, gamma: float = 1.0, ridge: float = 0.1) -> list[int]:
+    """Fast greedy MAP as it is published: one Cholesky row of all items a pick, in the features' type."""
+    n = len(x)
+    rows = np.zeros((size, n), dtype=x.dtype)
+    diagonal = 1.0 if kernel == "rbf" else 1.0 + ridge
+    residuals = np.full(n, diagonal, dtype=x.dtype)
+    picks: list[int] = []
+    for step in range(size):
+        j = int(residuals.argmax())
+        column = x @ x[j]
+        if kernel == "rbf":
+            column = np.exp(2.0 * gamma * (column - 1.0))
+        column[j] = diagonal
+        row = (column - rows[:step, j] @ rows[:step]) / np.sqrt(residuals[j])
+        rows[step] = row
+        residuals -= row * row
+        residuals[j] = -np.inf
+        picks.append(j)
+    return picks
+
+
+def seconds(run: Callable[..., Any], *arguments: Any, repeats: int = 1, **options: Any) -> float:
+    """The best time of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run(*arguments, **options)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print(flush=True)
+
+
+def speed(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """Ratios to the peers."""
+    rows, found = [], []
+    cases = [("rbf", options.sizes[0]), ("rbf", options.sizes[1]), ("cosine", options.sizes[0])]
+    for kernel, size in cases:
+        peer = seconds(textbook, x, size, kernel)
+        ours = seconds(raydpp.greedy_map, x, size, kernel=kernel, repeats=options.repeats)
+        found.append({"kernel": kernel, "size": size, "textbook": peer, "raydpp": ours, "ratio": peer / ours})
+        rows.append((kernel, f"{size:,}", f"{peer:.1f} s", f"{ours:.2f} s", f"{peer / ours:.1f}x"))
+    table(("kernel", "M", "textbook, float32 NumPy", "raydpp", "ratio"), rows)
+    small, large = options.sizes[0], 4 * options.sizes[0]
+    times = [seconds(raydpp.greedy_map, x, m, kernel="cosine", repeats=options.repeats) for m in (small, large)]
+    found.append({"kernel": "cosine", "sizes": [small, large], "raydpp": times})
+    print(f"cosine, M = {large:,}: {times[1]:.2f} s, {times[1] / times[0]:.2f}x the time of M = {small:,}\n")
+    if importlib.util.find_spec("pyversity") is None:
+        print("pyversity is not installed: pip install pyversity\n")
+        return found
+    from pyversity import Strategy, diversify
+
+    size = min(x.shape[1], len(x))
+
+    def theirs() -> Any:
+        scores = np.ones(len(x), dtype=np.float32)
+        return diversify(embeddings=x, scores=scores, k=size, strategy=Strategy.DPP, diversity=1.0)
+
+    peer = seconds(theirs)
+    ours = seconds(raydpp.greedy_map, x, size, kernel="cosine", repeats=options.repeats)
+    found.append({"kernel": "cosine", "size": size, "pyversity": peer, "raydpp": ours})
+    print(
+        f"pyversity {version('pyversity')}, cosine, k = D = {size} (its kernel has no more rank): {peer:.2f} s,"
+        f" raydpp {ours:.2f} s, {peer / ours:.1f}x\n"
+    )
+    return found
+
+
+def agreement(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """Whether all oracles make the same picks."""
+    rows, found = [], []
+    size = options.agreement_size
+    cases: list[tuple[str, dict[str, Any]]] = [
+        *((f"rbf, gamma {gamma:g}", {"gamma": gamma}) for gamma in (0.2, 1.0, 3.0)),
+        ("cosine, ridge 0.1", {"kernel": "cosine"}),
+    ]
+    for name, arguments in cases:
+        exact = raydpp.greedy_map(x, size, oracle="textbook", **arguments)
+        for oracle in ("cholesky", "feature-space") if "kernel" in arguments else ("cholesky",):
+            other = raydpp.greedy_map(x, size, oracle=oracle, **arguments)
+            same = exact.indices == other.indices
+            verdict = "identical" if same.all() else f"differ from pick {int(same.argmin()) + 1}"
+            off = abs(other.log_det / exact.log_det - 1)
+            found.append({"case": name, "oracle": oracle, "picks": verdict, "log_det_relative": off})
+            rows.append((name, oracle, verdict, f"{exact.log_det:.6f}", f"{off:.1e}"))
+    table(("kernel", "oracle", f"{size:,} picks, beside the textbook's in float64", "log det", "relative"), rows)
+    return found
+
+
+def memory(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """Peak memory, each case in a process of its own that has warmed up on a small problem."""
+    rows, found = [], []
+    context = multiprocessing.get_context("spawn")
+    for kernel, size in (("rbf", options.sizes[0]), ("rbf", options.sizes[1]), ("cosine", 4 * options.sizes[0])):
+        with context.Pool(1) as pool:
+            grown = pool.apply(_peak, (str(options.features), options.column, kernel, size, options.rows))
+        if kernel == "rbf":
+            unit, what = len(x) * size * 4, "N x M float32"
+        else:
+            unit, what = x.nbytes, "the features in float32"
+        total = grown if kernel == "rbf" else grown + x.nbytes
+        found.append({"kernel": kernel, "size": size, "bytes": total, "ratio": total / unit})
+        rows.append((kernel, f"{size:,}", f"{total / 2**20:,.0f} MiB", f"{total / unit:.2f} x {what}"))
+    table(("kernel", "M", "peak", "as a multiple"), rows)
+    return found
+
+
+def _peak(path: str, column: str, kernel: Any, size: int, rows: int | None) -> int:
+    x = load(Path(path), column)[:rows]
+    raydpp.greedy_map(x[:3000], 300, kernel=kernel, oracle="cholesky" if kernel == "rbf" else "feature-space")
+    before = _resident()
+    raydpp.greedy_map(x, size, kernel=kernel)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def growth(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """Seconds against N and M; beyond the features' number by copies with noise."""
+    found: dict[str, dict[str, float]] = {}
+    random = np.random.default_rng(0)
+    for kernel in ("rbf", "cosine"):
+        rows = []
+        for n in options.growth_rows:
+            some = x[random.permutation(len(x))[:n]]
+            if n > len(x):
+                some = np.resize(x, (n, x.shape[1])).copy()
+                some += 0.3 * random.standard_normal(some.shape, dtype=np.float32) / np.sqrt(x.shape[1])
+                some /= np.linalg.norm(some, axis=1, keepdims=True)
+            cells = [f"{n:,}"]
+            for size in options.growth_sizes:
+                if size > n or n * size > options.most:
+                    cells.append("-")
+                    continue
+                taken = seconds(raydpp.greedy_map, some, size, kernel=kernel)
+                found.setdefault(kernel, {})[f"{n} {size}"] = taken
+                cells.append(f"{taken:.1f}")
+            rows.append(tuple(cells))
+        table((f"{kernel}: N, seconds for M =", *(f"{m:,}" for m in options.growth_sizes)), rows)
+    return found
+
+
+def rate(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """How much of the machine's matrix-product rate the Cholesky pool reaches."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    rates = {}
+    for dtype, n in ((torch.float32, 4096), (torch.float64, 2048)):
+        a = torch.randn(n, n, dtype=dtype)
+        rates[str(dtype)] = 2 * n**3 / seconds(torch.mm, a, a, repeats=5)
+    rows, found = [], []
+    for size in options.sizes:
+        with FlopCounterMode(display=False) as counter:
+            raydpp.greedy_map(x, size, oracle="cholesky")
+        done = counter.get_total_flops()
+        taken = seconds(raydpp.greedy_map, x, size, oracle="cholesky", repeats=options.repeats)
+        share = done / taken / rates["torch.float32"]
+        textbook_rate = len(x) * size**2 / taken
+        found.append({"size": size, "flop": done, "seconds": taken, "share": share, "rates": rates})
+        rows.append(
+            (
+                f"{size:,}",
+                f"{done / 1e9:,.0f}",
+                f"{done / taken / 1e9:.0f}",
+                f"{share:.0%}",
+                f"{textbook_rate / 1e9:.0f}",
+            )
+        )
+    single, double = (value / 1e9 for value in rates.values())
+    print(f"this machine's matrix products: {single:.0f} GFLOP/s in float32, {double:.0f} in float64")
+    headings = ("M", "GFLOP in matrix products", "GFLOP/s", "of the float32 rate", "N M^2 / seconds, GFLOP/s")
+    table(headings, rows)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--features", type=Path, default=FEATURES, help="Parquet file with a column of features")
+    parser.add_argument("--column", default="embedding", help="the column, a fixed-size list of numbers")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--repeats", type=int, default=2, help="runs of raydpp, of which the best counts")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument("--out", type=Path, help="JSON file for all numbers")
+    options = parser.parse_args()
+    options.rows, options.sizes, options.agreement_size = None, (4000, 8000), 2000
+    options.growth_rows, options.growth_sizes, options.most = (
+        (8000, 16_000, 32_474, 250_000),
+        (1000, 2000, 4000, 8000),
+        6e8,
+    )
+    if options.quick:
+        options.rows, options.sizes, options.agreement_size = 4000, (400, 800), 300
+        options.growth_rows, options.growth_sizes = (1000, 2000, 8000), (200, 400)
+    x = load(options.features, options.column)[: options.rows]
+    raydpp.greedy_map(x[:2000], 200, oracle="cholesky")  # warms up
+    parts = {"speed": speed, "agreement": agreement, "memory": memory, "growth": growth, "rate": rate}
+    found: dict[str, Any] = {}
+    for name in options.parts:
+        print(f"### {name}\n")
+        found[name] = parts[name](x, options)
+    names = ("raydpp", "torch", "numpy") + (("pyversity",) if importlib.util.find_spec("pyversity") else ())
+    versions = ", ".join(f"{name} {raydpp.__version__ if name == 'raydpp' else version(name)}" for name in names)
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads; {versions}")
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

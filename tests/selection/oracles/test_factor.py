@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from raydpp.selection.features import UnitRows
+from raydpp.selection.kernels import Kernel
+from raydpp.selection.oracles import factor as module
+from raydpp.selection.oracles.factor import Factor
+
+
+def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.fixture(params=[512, 4])
+def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(module, "WIDTH", request.param)
+    return int(request.param)
+
+
+def grown(kernel: Kernel, rows: UnitRows, fronts: list[tuple[list[int], list[int]]]) -> tuple[Factor, list[int]]:
+    factor, picks = Factor(rows, kernel, 20), []
+    for items, places in fronts:
+        front = factor.open(np.array(items))
+        for place in places:
+            front.pick(place)
+            picks.append(items[place])
+        factor.close(front)
+    return factor, picks
+
+
+FRONTS = [([0, 5, 9, 11], [2, 0, 3]), ([5, 1, 2], [0]), ([1, 2, 3, 4, 12, 13], [1, 5, 0, 3, 2]), ([20, 21, 22], [0, 1])]
+
+
+@pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
+def test_it_is_the_cholesky_factor_of_the_picks(kernel: Kernel, width: int) -> None:
+    rows = UnitRows(sphere(30, 7))
+    factor, picks = grown(kernel, rows, FRONTS)
+    matrix = kernel.matrix(rows.take()).numpy()
+    expected = np.linalg.cholesky(matrix[np.ix_(picks, picks)])
+    t = len(picks)
+    found = np.zeros((t, t))
+    for start in range(0, t, width):
+        stop = min(start + width, t)
+        found[start:, start:stop] = factor.block(start, t, start, stop, torch.float64).numpy()
+    np.testing.assert_allclose(np.tril(found), expected, atol=1e-12)
+    assert torch.equal(factor.features, rows.take(torch.tensor(picks)))
+
+
+def test_a_front_holds_exact_covariances_whether_its_items_were_in_the_last_one_or_not(width: int) -> None:
+    rows, kernel = UnitRows(sphere(30, 7)), Kernel()
+    factor, picks = grown(kernel, rows, FRONTS)
+    matrix = kernel.matrix(rows.take()).numpy()
+    items = np.array([22, 7, 28, 12, 6])
+    known = matrix[picks][:, items]
+    expected = matrix[np.ix_(items, items)] - known.T @ np.linalg.solve(matrix[np.ix_(picks, picks)], known)
+    front = factor.open(items)
+    np.testing.assert_allclose(front.residuals, np.diag(expected).clip(0), atol=1e-12)
+    front.pick(1)
+    pivot = expected[1, 1]
+    np.testing.assert_allclose(front.residuals[3], expected[3, 3] - expected[1, 3] ** 2 / pivot, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 50])
+def test_solve_is_the_same_for_few_rows_and_for_many(rows: int, width: int) -> None:
+    factor, picks = grown(Kernel(), UnitRows(sphere(30, 7)), FRONTS)
+    lower = np.linalg.cholesky(Kernel().matrix(factor.features).numpy())
+    for start, stop in ((0, 4), (1, 3), (4, 8), (5, len(picks))):
+        right = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, stop - start)))
+        out = torch.empty_like(right)
+        for _ in range(2):  # the second time a whole panel's inverse is there already
+            factor.solve(start, right, out)
+        np.testing.assert_allclose(out.numpy() @ lower[start:stop, start:stop].T, right.numpy(), atol=1e-12)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from raydpp.errors import UserError
+from raydpp.selection.features import UnitRows, unit_rows
+
+
+def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_unit_rows_normalises_again_in_float64_and_leaves_its_input(dtype: type, as_tensor: bool) -> None:
+    stored: np.ndarray = sphere(50, 384).astype(dtype)
+    before = stored.copy()
+    stored.flags.writeable = as_tensor  # arrays that come out of Arrow are read-only
+    rows = unit_rows(torch.from_numpy(stored) if as_tensor else stored)
+    assert rows.dtype == torch.float64
+    np.testing.assert_allclose(rows.norm(dim=1).numpy(), 1.0, rtol=1e-15)
+    np.testing.assert_allclose(rows.numpy(), before, atol=1e-3)
+    np.testing.assert_array_equal(stored, before)
+
+
+def test_unit_rows_names_the_rows_it_refuses() -> None:
+    x = sphere(10, 3)
+    x[1, 2] = np.nan
+    x[4, 0] = np.inf
+    x[5] = 0.0
+    x[8] *= 1.003
+    ids = [f"id{i}" for i in range(10)]
+    with pytest.raises(UserError) as caught:
+        unit_rows(x, ids)
+    message = str(caught.value)
+    assert "2 of 10 rows with NaN or infinite entries (ids id1, id4)" in message
+    assert "1 of 10 rows of zeros (ids id5)" in message
+    assert "1 of 10 rows without unit norm (ids id8)" in message
+
+
+def test_unit_rows_names_only_the_first_few() -> None:
+    with pytest.raises(UserError, match=re.escape("7 of 7 rows without unit norm (ids 0, 1, 2, 3, 4, ...)")):
+        unit_rows(2.0 * sphere(7, 3))
+
+
+@pytest.mark.parametrize("features", [np.zeros((0, 4)), np.ones(4), np.zeros((2, 2, 2)), np.array([["a", "b"]])])
+def test_unit_rows_refuses_what_is_not_a_table_of_numbers(features: np.ndarray) -> None:
+    with pytest.raises(UserError, match=r"N rows of D numbers|array of numbers"):
+        unit_rows(features)
+
+
+def test_unit_rows_refuses_another_number_of_ids() -> None:
+    with pytest.raises(UserError, match="3 ids for 4 rows"):
+        unit_rows(sphere(4, 3), ["a", "b", "c"])
+
+
+def test_rows_are_not_copied_until_they_are_taken() -> None:
+    x = torch.from_numpy(sphere(5000, 8))
+    rows = UnitRows(x)
+    x[3] = x[4].clone()
+    torch.testing.assert_close(rows.take(torch.tensor([3]))[0], rows.take(torch.tensor([4]))[0])
+    assert rows.take(torch.tensor([1, 1]), torch.float32).dtype == torch.float32
+    assert (len(rows), rows.dimension, rows.device.type) == (5000, 8, "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_square_sums_are_of_the_projections(dtype: torch.dtype, tolerance: float) -> None:
+    x, directions = 1.001 * sphere(5000, 8), np.random.default_rng(0).standard_normal((8, 3))
+    rows = UnitRows(x.astype(np.float32))
+    expected = ((rows.take().numpy() @ directions) ** 2).sum(axis=1)
+    np.testing.assert_allclose(rows.square_sums(torch.from_numpy(directions).to(dtype)), expected, rtol=tolerance)
+    part = rows.part(torch.tensor([7, 4321]))
+    np.testing.assert_allclose(part.square_sums(torch.from_numpy(directions)), expected[[7, 4321]], rtol=1e-12)
+
+
+def test_rows_of_another_dimension_cannot_stand_behind() -> None:
+    rows = UnitRows(sphere(4, 3))
+    assert torch.equal(rows.with_rows(UnitRows(sphere(2, 3, 1))).take()[4:], UnitRows(sphere(2, 3, 1)).take())
+    with pytest.raises(UserError, match="have 5 dimensions and the candidates 3"):
+        rows.with_rows(UnitRows(sphere(2, 5)))
