@@ -10,7 +10,6 @@ import importlib.util
 import json
 import multiprocessing
 import platform
-import resource
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import raydpp
 
@@ -32,12 +32,10 @@ def load(path: Path, column: str) -> np.ndarray:
     if path.exists():
         stored = pq.read_table(path, columns=[column])[column].combine_chunks()
         x = stored.flatten().to_numpy(zero_copy_only=False).reshape(len(stored), -1).astype(np.float32)
-        print(f"features: {path.name}, {x.shape[0]:,} x {x.shape[1]}\n")
     else:
         random = np.random.default_rng(0)
         x = random.standard_normal((300, 384))[random.integers(0, 300, 32_474)] + random.standard_normal((32_474, 384))
         x = x.astype(np.float32)
-        print(f"features: synthetic (there is no {path}), {x.shape[0]:,} x {x.shape[1]}\n")
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
@@ -156,14 +154,16 @@ def memory(x: np.ndarray, options: argparse.Namespace) -> Any:
 def _peak(path: str, column: str, kernel: Any, size: int, rows: int | None) -> int:
     x = load(Path(path), column)[:rows]
     raydpp.greedy_map(x[:3000], 300, kernel=kernel, oracle="cholesky" if kernel == "rbf" else "feature-space")
-    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, from what is resident now
+    before = _peak_resident()
     raydpp.greedy_map(x, size, kernel=kernel)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _peak_resident() - before
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+def _peak_resident() -> int:
+    """Bytes; Linux. Unlike ru_maxrss it knows nothing of the parent process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def growth(x: np.ndarray, options: argparse.Namespace) -> Any:
@@ -193,17 +193,15 @@ def growth(x: np.ndarray, options: argparse.Namespace) -> Any:
 
 def rate(x: np.ndarray, options: argparse.Namespace) -> Any:
     """How much of the machine's matrix-product rate the Cholesky pool reaches."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     rates = {}
     for dtype, n in ((torch.float32, 4096), (torch.float64, 2048)):
         a = torch.randn(n, n, dtype=dtype)
         rates[str(dtype)] = 2 * n**3 / seconds(torch.mm, a, a, repeats=5)
     rows, found = [], []
     for size in options.sizes:
-        with FlopCounterMode(display=False) as counter:
+        with _Products() as products:
             raydpp.greedy_map(x, size, oracle="cholesky")
-        done = counter.get_total_flops()
+        done = products.flop
         taken = seconds(raydpp.greedy_map, x, size, oracle="cholesky", repeats=options.repeats)
         share = done / taken / rates["torch.float32"]
         textbook_rate = len(x) * size**2 / taken
@@ -222,6 +220,21 @@ def rate(x: np.ndarray, options: argparse.Namespace) -> Any:
     headings = ("M", "GFLOP in matrix products", "GFLOP/s", "of the float32 rate", "N M^2 / seconds, GFLOP/s")
     table(headings, rows)
     return found
+
+
+class _Products(TorchDispatchMode):
+    """Counts the floating-point operations of matrix products, those in place among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flop = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function)
+        if name.startswith(("aten.mm.", "aten.addmm")):
+            left, right = args[-2:]
+            self.flop += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return function(*args, **(kwargs or {}))
 
 
 def main() -> None:
@@ -243,6 +256,8 @@ def main() -> None:
         options.rows, options.sizes, options.agreement_size = 4000, (400, 800), 300
         options.growth_rows, options.growth_sizes = (1000, 2000, 8000), (200, 400)
     x = load(options.features, options.column)[: options.rows]
+    name = options.features.name if options.features.exists() else f"synthetic (there is no {options.features})"
+    print(f"features: {name}, {x.shape[0]:,} x {x.shape[1]}\n")
     raydpp.greedy_map(x[:2000], 200, oracle="cholesky")  # warms up
     parts = {"speed": speed, "agreement": agreement, "memory": memory, "growth": growth, "rate": rate}
     found: dict[str, Any] = {}
