@@ -42,7 +42,7 @@ class UnitRows:
         if ids is not None and len(ids) != len(self):
             raise UserError(f"there are {len(ids)} ids for {len(self)} rows: give one id for each row")
         self._norms = torch.cat(
-            [torch.linalg.vector_norm(block.double(), dim=1) for block in self._stored.split(_BLOCK)]
+            [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in self._stored.split(_BLOCK)]
         )  # (N,) float64
         _refuse_faults(self._norms, ids)
 
@@ -61,7 +61,8 @@ class UnitRows:
 
     def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
         """Some of the rows, normalised in this type, as a new tensor: (n,) indices -> (n, D)."""
-        return self._stored[index].to(dtype) / self._norms[index, None].to(dtype)
+        taken = self._stored[index].clone() if isinstance(index, slice) else self._stored.index_select(0, index)
+        return taken.to(dtype).div_(self._norms[index, None].to(dtype))
 
     def part(self, index: Tensor) -> UnitRows:
         """Some of the rows, (n,), as a table of their own (a copy in their storage)."""

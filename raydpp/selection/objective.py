@@ -56,3 +56,8 @@ class Objective:
         scores[residuals <= self.kernel.floor] = -np.inf
         slack += scores
         return scores, slack
+
+    def residuals(self, score: float, rows: np.ndarray) -> np.ndarray:
+        """The residuals at which items have this score: (n,) items -> (n,) float64."""
+        worth = score if self.offsets is None else score - self.offsets[rows]
+        return np.broadcast_to(np.exp(worth / self.diversity), rows.shape)

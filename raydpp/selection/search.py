@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,12 @@ import numpy as np
 from raydpp.selection.budget import Ledger
 from raydpp.selection.objective import TIE_RELATIVE, Objective
 from raydpp.selection.oracles import Front, Oracle
+from raydpp.selection.scouting import Rehearsal, rehearse
 
 Progress = Callable[[int, float], None]
 
+_LEAST_FALL = 1e-5  # nats over the picks to come: less comes of ties, or nothing has been picked
+_SHRINK = 3.0  # what is kept up to date may be more than what matters by this factor
 _ROUNDING = 1e-3 * TIE_RELATIVE  # below this a score is not better than another, whatever the tie rule
 
 
@@ -51,9 +55,10 @@ class Selection:
 class Search:
     """Lazy greedy search over any oracle (Minoux 1978; with batches of contenders instead of single ones).
 
-    A round brings the contenders' bounds up to date, opens a front of the best, and picks inside the front while
-    its best is better than every bound outside. Nothing in a pick depends on how many are still to come, but for
-    the ledger's per-source minima.
+    A round refines the bounds of what the next picks may reach, opens a front of the best contenders, and picks
+    inside the front while its best is better than every bound outside. Where approximate residuals are at hand, the
+    front is what a rehearsal with them finds (see ``scouting``). Nothing in a pick depends on how many are still to
+    come, but for the ledger's per-source minima.
 
     Attributes:
         indices: The picks so far.
@@ -76,6 +81,9 @@ class Search:
         self.indices: list[int] = []
         self.log_gains: list[float] = []
         self.rounds = 0
+        self._scores: deque[float] = deque(maxlen=oracle.lookahead + 1)  # of the last picks
+        self._patience = 1.0
+        self._picked = False  # since the last time that bounds were refined
         self.at_floor = False
 
     def condition(self, rows: np.ndarray) -> None:
@@ -107,12 +115,15 @@ class Search:
             stale = oracle.stale
             held_back = reach.max(where=stale, initial=-np.inf) - self._margin
             contenders = np.flatnonzero(~stale & (scores > held_back))
-            if len(contenders) < oracle.enough and (stale & (scores > -np.inf)).any():
-                oracle.refresh(self._pool_rows(scores, stale))
+            aim = self._aim(scores)
+            ahead = np.flatnonzero(scores >= aim)  # what the next picks may reach
+            few = len(contenders) < oracle.enough and bool((stale & (scores > -np.inf)).any())
+            if few or (self._picked and np.count_nonzero(~stale) > _SHRINK * len(ahead)):
+                self._picked = False
+                self._patience *= 2.0 if few else 1.0
+                oracle.refine(ahead, objective.residuals(aim, ahead))
                 continue
-            tied = np.flatnonzero(~stale & (reach >= scores[contenders].max()))
-            front = oracle.open(self._front_rows(contenders, tied, scores))
-            outside = _Outside(scores, reach, self._order, front.rows)
+            front, outside = self._open(contenders, scores, reach, ledger)
             ended = self._pick_inside(front, outside, ledger, stop_below, progress)
             oracle.close(front)
             self.rounds += 1
@@ -120,17 +131,46 @@ class Search:
                 return ended
         return None
 
-    def _pool_rows(self, scores: np.ndarray, stale: np.ndarray) -> np.ndarray:
-        """The best by what is known, out-of-date ones among them: each refresh makes more up to date."""
-        size = self._oracle.pool_size
-        best = _largest(scores, size)
-        if not stale[best].any():
-            best = np.concatenate([best, _largest(np.where(stale, scores, -np.inf), size)])
-        return np.unique(best[scores[best] > -np.inf])
+    def _aim(self, scores: np.ndarray) -> float:
+        """How low the scores of the next picks may fall, going by the last ones; lower each time until there is one."""
+        top = self._scores[-1] if self._scores else float(scores.max())
+        fall = self._fall * self._oracle.lookahead
+        least = _LEAST_FALL * self._objective.diversity
+        return top - self._patience * (fall if fall > least else 1e3 * least)
 
-    def _front_rows(self, contenders: np.ndarray, tied: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    @property
+    def _fall(self) -> float:
+        """By how much the score fell with each of the last picks."""
+        scores = self._scores
+        return max(0.0, scores[0] - scores[-1]) / (len(scores) - 1) if len(scores) > 1 else 0.0
+
+    def _open(
+        self, contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray, ledger: Ledger
+    ) -> tuple[Front, _Outside]:
+        """A front of what a rehearsal among the best contenders finds, else of the best, and what is outside."""
+        oracle = self._oracle
+        best = contenders[_largest(scores[contenders], oracle.scout_size)]
+        if (scout := oracle.scout(np.sort(best))) is not None:
+            outside = _Outside(scores, reach, self._order, scout.rows)
+            rehearsal = rehearse(
+                scout,
+                oracle.error,
+                self._objective,
+                ledger.eligible[scout.rows],
+                outside.highest,
+                self._fall,
+                min(ledger.left, oracle.lookahead),
+            )
+            if 0 < len(rehearsal.rows) <= oracle.front_size:
+                outside.rehearsal = rehearsal
+                return oracle.open(rehearsal.rows), outside
+        front = oracle.open(self._front_rows(contenders, scores, reach))
+        return front, _Outside(scores, reach, self._order, front.rows)
+
+    def _front_rows(self, contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray) -> np.ndarray:
         """The best contender and what ties with it; of more than fit, those that come first; then the next best."""
         size = self._oracle.front_size
+        tied = np.flatnonzero(~self._oracle.stale & (reach >= scores[contenders].max()))
         if len(tied) > size:
             first = tied[np.argsort(self._order[tied])[: size - 1]]
             return np.unique(np.append(first, contenders[scores[contenders].argmax()]))
@@ -161,9 +201,13 @@ class Search:
                 )
             index = int(rows[j])
             front.pick(j)
+            outside.picked(index)
             ledger.take(index)
             self.indices.append(index)
             self.log_gains.append(gain)
+            self._scores.append(best)
+            self._patience = 1.0
+            self._picked = True
             if progress is not None:
                 progress(len(self.indices), gain)
         return None
@@ -182,7 +226,12 @@ class Search:
 
 
 class _Outside:
-    """What is known of the items outside a front while picks are made inside."""
+    """What is known of the items outside a front while picks are made inside.
+
+    Attributes:
+        highest: No item outside scores above, but those of the rehearsal.
+        rehearsal: What is known of the items that were in the rehearsal and are not in the front.
+    """
 
     def __init__(self, scores: np.ndarray, reach: np.ndarray, order: np.ndarray, front: np.ndarray) -> None:
         inside = np.zeros(len(scores), dtype=bool)
@@ -190,11 +239,22 @@ class _Outside:
         self._reach = np.where(inside, -np.inf, reach)
         self._order = order
         self._best = scores.max(where=~inside, initial=-np.inf)
-        self._highest = self._reach.max(initial=-np.inf)
+        self.highest = float(self._reach.max(initial=-np.inf))
+        self.rehearsal: Rehearsal | None = None
+        self._picks: set[int] = set()
+        self._rehearsed = 0
+
+    def picked(self, index: int) -> None:
+        """Hear of a pick."""
+        if self.rehearsal is not None:
+            self._picks.add(index)
+            self._rehearsed = self.rehearsal.after(self._picks, self._rehearsed)
 
     def below(self, best: float, order: int, margin: float) -> bool:
         """Whether an item of the front with this score, exact, may be picked before everything outside."""
-        if best + margin > self._highest:
+        if self.rehearsal is not None and best + margin <= self.rehearsal.highest[self._rehearsed]:
+            return False
+        if best + margin > self.highest:
             return True
         if best + margin + _ROUNDING < self._best:
             return False

@@ -28,3 +28,10 @@ def test_scores_and_reach_rise_with_residuals() -> None:
         scores, reach = Objective(Kernel(), diversity).scores(residuals)
         assert (np.diff(scores) > 0).all()
         assert (np.diff(reach) > 0).all()
+
+
+def test_residuals_are_those_at_which_items_have_a_score() -> None:
+    rows = np.array([2, 0])
+    for objective in (Objective(Kernel()), Objective(Kernel(), 0.4, np.array([0.5, 0.0, -1.0]))):
+        found = objective.residuals(-0.8, rows)
+        np.testing.assert_allclose(objective.scores(found, rows)[0], -0.8)

@@ -39,11 +39,13 @@ def small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factor, "WIDTH", 8)
         patch.setattr(cholesky_pool, "WIDTH", 8)
-        patch.setattr(cholesky_pool, "POOL", 2.0)
-        patch.setattr(feature_space, "POOL", 0.3)
+        patch.setattr(cholesky_pool, "TILE", 3)
+        patch.setattr(feature_space, "_COPIED", 0.8)
         for oracle in (CholeskyPool, FeatureSpace):
             patch.setattr(oracle, "front_size", 5)
             patch.setattr(oracle, "enough", 2)
+            patch.setattr(oracle, "lookahead", 3)
+            patch.setattr(oracle, "scout_size", 9)
         yield
 
 
@@ -175,13 +177,13 @@ def test_few_rows_are_brought_up_to_date(name: Any) -> None:
     with small():
         oracle: Any = make_oracle(name, rows, kernel, 200)
         brought: list[int] = []
-        refresh = oracle.refresh
+        refine = oracle.refine
 
-        def counted(wanted: np.ndarray) -> None:
+        def counted(wanted: np.ndarray, lowest: np.ndarray) -> None:
             brought.append(len(wanted))
-            refresh(wanted)
+            refine(wanted, lowest)
 
-        oracle.refresh = counted
+        oracle.refine = counted
         search = Search(oracle, Objective(kernel), np.arange(3000))
         search.run(Budget(200).ledger(3000))
         assert 0 < sum(brought) < 0.5 * 3000 * search.rounds

@@ -48,15 +48,18 @@ class Bounds:
         """(N,) bool: whose bound does not yet take the last picks into account."""
         return self.seen < self.picks
 
-    def among(self, rows: np.ndarray, seen: int) -> np.ndarray:
-        """Where in ``rows`` are those that have seen so many picks (and are none): (k,) int64."""
-        return np.flatnonzero(self.seen[rows] == seen)
+    def upper_of(self, rows: np.ndarray) -> np.ndarray:
+        """``upper`` of some items: (n,) -> (n,)."""
+        return self.residuals[rows] + self.error * self._loose[rows]
 
-    def approximate(self, rows: np.ndarray, residuals: np.ndarray) -> None:
-        """These residuals take all picks into account, up to the error."""
-        self.residuals[rows] = np.maximum(residuals, 0.0)
-        self._loose[rows] = True
-        self.seen[rows] = self.picks
+    def approximate(self, rows: np.ndarray, residuals: np.ndarray, seen: int) -> None:
+        """These residuals, right up to the error, take the first ``seen`` picks into account; picks stay picks."""
+        live = self.seen[rows] <= seen
+        rows, residuals = rows[live], np.maximum(residuals[live], 0.0)
+        lower = residuals + self.error < self.upper_of(rows)
+        self.residuals[rows[lower]] = residuals[lower]
+        self._loose[rows[lower]] = True
+        self.seen[rows] = seen
 
     def exact(self, rows: np.ndarray, residuals: np.ndarray, picked: list[int]) -> None:
         """These residuals are exact and take all picks into account; ``picked`` are the places of picks in ``rows``."""
@@ -88,4 +91,4 @@ class Bounds:
 
 def square_sums(block: Tensor) -> np.ndarray:
     """The sum of each row's squares, summed in float64, as float64: (n, k) -> (n,)."""
-    return block.square().sum(dim=1, dtype=torch.float64).numpy(force=True)
+    return torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square_().numpy(force=True)

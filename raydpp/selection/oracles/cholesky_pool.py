@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,30 +12,28 @@ from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
 from raydpp.selection.oracles.bounds import Bounds, square_sums
 from raydpp.selection.oracles.factor import WIDTH, Factor
-from raydpp.selection.oracles.front import DenseFront
+from raydpp.selection.oracles.front import DenseFront, LazyFront
 from raydpp.selection.oracles.panels import Panels
 
-POOL = 500.0
-"""The pool holds POOL N / t of the items at pick t, so that keeping it costs about POOL N multiplications a pick,
-beside the N M / 2 or so of bringing items into it. Between 300 and 600 the time is the same to 10 %."""
-
-_SHRINK = 2.0  # a pool larger than it should be by this factor is broken up
+TILE = 4096
+"""Rows conditioned together: their new columns stay in the processor's cache."""
 
 
 class CholeskyPool:
     """Lazy greedy over incremental Cholesky rows, for any kernel (Chen et al. 2018; Hemmi et al. 2022), in BLAS 3.
 
-    A row of the Cholesky factor, v_i = L^-1 k(S, i), is brought up to date only when item i joins the pool, for all
-    the picks it has missed at once: a product with the factor and a triangular solve for the whole pool. Fronts
-    of the pool's best are solved again in float64 against the picks' own factor.
+    A row of the Cholesky factor, v_i = L^-1 k(S, i), grows by whole panels of ``WIDTH`` picks, and only as far as it
+    takes for the residual to fall below what the next picks are worth: items sleep at different depths. Those that
+    stay above after all whole panels are the pool, which is conditioned on every front's picks. Fronts of the pool's
+    best are solved again in float64 against the picks' own factor.
 
     Rows are stored as float32 and so their residuals, in which squares are summed in float64, are off by some 1e-7
     of the diagonal: they serve as bounds, raised by an error (see ``Bounds``). Picks and log gains come from fronts
     alone and are those of float64. When the largest residual falls to 50 times that error, where bounds would tell
     little apart, rows are computed anew and stored as float64 from then on, at twice the memory.
 
-    Memory: 4 bytes for each row's entries so far (about 0.8 N M for sentence embeddings), 4 M^2 for the factor, some
-    4 POOL N for the pool.
+    Memory: 4 bytes for each row's entries so far (about 0.6 N M for sentence embeddings), 4 M^2 for the factor, and
+    the pool.
 
     Args:
         rows: The (N, D) features.
@@ -47,6 +44,8 @@ class CholeskyPool:
 
     front_size = 256
     enough = 32
+    lookahead = 128
+    scout_size = 768
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int, storage: torch.dtype = torch.float32) -> None:
         self._rows = rows
@@ -58,6 +57,8 @@ class CholeskyPool:
     def _store_as(self, storage: torch.dtype) -> None:
         self._storage = storage
         self._panels = Panels(len(self._rows), storage, self._rows.device, WIDTH)
+        self._depth = np.zeros(len(self._rows), dtype=np.int64)  # (N,) how many columns are stored: whole panels
+        self._residuals = np.full(len(self._rows), self._kernel.variance)  # (N,) given as many picks as the depth
         self._pool: _Pool | None = None
         self._buffer = torch.empty(0, dtype=storage, device=self._rows.device)  # the pool's block, whatever its shape
 
@@ -65,12 +66,6 @@ class CholeskyPool:
     def storage(self) -> torch.dtype:
         """The type rows are stored as now."""
         return self._storage
-
-    @property
-    def pool_size(self) -> int:
-        """How many items the pool holds at this stage."""
-        n = len(self._rows)
-        return min(n, max(4 * self.front_size, int(POOL * n / (self._bounds.picks + 1))))
 
     @property
     def bounds(self) -> np.ndarray:
@@ -82,46 +77,79 @@ class CholeskyPool:
         """(N,) bool: whose bound does not yet take the last picks into account."""
         return self._bounds.stale
 
-    def refresh(self, rows: np.ndarray) -> None:
-        """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
+    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
+        """Bring the bounds of these items, (n,) int64, up to date (the pool), or below ``lowest``, (n,)."""
         self._break_up()
-        picks = self._bounds.picks
-        rows = rows[np.argsort(self._bounds.seen[rows], kind="stable")]
-        steps = self._bounds.seen[rows]  # (n,) rising
-        pool = self._pool = self._new_pool(rows, steps)
-        edges = np.flatnonzero(np.diff(steps, prepend=-1, append=-1)).tolist()
-        groups = [(slice(a, b), int(steps[a])) for a, b in itertools.pairwise(edges)]  # that have seen the same picks
-        first = groups[0][1]
-        missed = self._factor.features[first:].to(self._storage)
-        rest = {step: self._kernel.cross(pool.features[group], missed[step - first :]) for group, step in groups}
-        for start in range(0, picks, WIDTH):
-            stop, top = min(start + WIDTH, picks), max(first, start)
-            factor = self._factor.block(top, picks, start, stop, self._storage)  # (t - top, stop - start)
-            known = slice(int(np.searchsorted(steps, start, side="right")), None)  # have come to this panel
-            if known.start < len(rows):
-                pool.block[known, start:stop] = self._panels.read(pool.index[known], start, stop)
-            for group, step in groups:
-                block, missing = pool.block[group, start:stop], rest[step]
-                if step > start:
-                    done = min(stop, step) - start
-                    missing.addmm_(block[:, :done], factor[step - top :, :done].T, alpha=-1.0)
-                if step < stop:
-                    left = max(step, start)
-                    solved = block[:, left - start :]
-                    self._factor.solve(left, missing[:, left - step : stop - step], solved)
-                    missing[:, stop - step :].addmm_(solved, factor[stop - top :, left - start :].T, alpha=-1.0)
-        for group, step in groups:
-            if step < picks:
-                before = self._bounds.residuals[rows[group]] if step else self._kernel.variance
-                self._bounds.approximate(rows[group], before - square_sums(pool.block[group, step:picks]))
+        edge = self._bounds.picks // WIDTH * WIDTH
+        for start in range(0, edge, WIDTH):
+            due = rows[self._depth[rows] == start]
+            if len(due):
+                self._deepen(due, start)
+                high = self._bounds.upper_of(rows) >= lowest
+                rows, lowest = rows[high], lowest[high]
+        self._pool = self._new_pool(rows, edge)
+        self._extend(self._pool)
 
-    def _new_pool(self, rows: np.ndarray, steps: np.ndarray) -> _Pool:
-        columns = self._bounds.picks + WIDTH
-        if len(rows) * columns > len(self._buffer):
-            self._buffer = self._buffer.new_empty(len(rows) * columns)
-        block = self._buffer[: len(rows) * columns].view(len(rows), columns)
+    def _deepen(self, rows: np.ndarray, start: int) -> None:
+        """Condition items, all of depth ``start``, on the next whole panel of picks."""
+        stop = start + WIDTH
+        factor = [
+            (left, self._factor.block(start, stop, left, left + WIDTH, self._storage).T)
+            for left in range(0, start, WIDTH)
+        ]  # (WIDTH, WIDTH) each
+        picked = self._factor.features[start:stop].to(self._storage)  # (WIDTH, D)
+        for some in np.split(rows, range(TILE, len(rows), TILE)):
+            index = torch.from_numpy(some).to(self._rows.device)  # (n,)
+            new = self._kernel.cross(self._rows.take(index, self._storage), picked)  # (n, WIDTH)
+            for left, block in factor:
+                new.addmm_(self._panels.read(index, left), block, alpha=-1.0)
+            solved = torch.empty_like(new)
+            self._factor.solve(start, new, solved)
+            self._store(some, index, start, solved)
+        self._bounds.approximate(rows, self._residuals[rows], stop)
+
+    def _store(self, rows: np.ndarray, index: Tensor, start: int, columns: Tensor) -> None:
+        self._panels.write(index, start, columns)
+        self._residuals[rows] -= square_sums(columns)
+        self._depth[rows] = start + WIDTH
+
+    def _new_pool(self, rows: np.ndarray, edge: int) -> _Pool:
         index = torch.from_numpy(rows).to(self._rows.device)
-        return _Pool(index, rows, steps, self._rows.take(index, self._storage), block)
+        features = self._rows.take(index, self._storage)
+        width = edge + 2 * WIDTH
+        if len(rows) * width > len(self._buffer):
+            self._buffer = features.new_empty(len(rows) * width)
+        block = self._buffer[: len(rows) * width].view(len(rows), width)
+        for left in range(0, edge if len(rows) else 0, WIDTH):
+            self._panels.read(index, left, out=block[:, left : left + WIDTH])
+        return _Pool(index, rows, edge, features, block, self._residuals[rows])
+
+    @property
+    def error(self) -> float:
+        """How far off the residuals of the pool may be."""
+        return self._bounds.error
+
+    def scout(self, rows: np.ndarray) -> DenseFront | None:
+        """The approximate residuals of these items, (n,) int64 and rising; None if they are not all in the pool."""
+        pool = self._pool
+        if pool is None or not len(pool.rows):
+            return None
+        place = np.searchsorted(pool.rows, rows).clip(max=len(pool.rows) - 1)  # (n,)
+        if (pool.rows[place] != rows).any():
+            return None
+        index = torch.from_numpy(place).to(self._rows.device)
+        features, block = pool.features[index], pool.block[:, : pool.seen].index_select(0, index)  # (n, D), (n, t)
+
+        def covariances(some: np.ndarray) -> np.ndarray:
+            index = torch.from_numpy(some).to(self._rows.device)
+            return (
+                self._kernel.cross(features, features[index])
+                .addmm_(block, block[index].T, alpha=-1.0)
+                .double()
+                .numpy(force=True)
+            )
+
+        return LazyFront(rows, pool.residuals[place], covariances)
 
     def open(self, rows: np.ndarray) -> DenseFront:
         """A front of these items, (p,) int64, solved in float64."""
@@ -133,63 +161,56 @@ class CholeskyPool:
 
     def close(self, front: DenseFront) -> None:
         """Take the front's picks into account: in its own items, exactly, and in the pool."""
-        solved = self._factor.close(front)  # (p, t)
-        start = self._bounds.picks
-        if (pool := self._pool) is not None and (
-            len(pool.rows) > _SHRINK * self.pool_size or start + len(front.picked) > pool.block.shape[1]
-        ):
-            self._break_up()
+        self._factor.close(front)
         self._bounds.picks += len(front.picked)
-        if self._pool is not None and front.picked:
-            self._extend(self._pool, start)
-        behind = np.flatnonzero(self._bounds.stale[front.rows])  # not in the pool
-        if len(behind):
-            place = torch.from_numpy(behind).to(self._rows.device)
-            rows = torch.from_numpy(front.rows).to(self._rows.device)
-            self._panels.write(rows[place], 0, solved[place].to(self._storage))
+        if self._pool is not None and self._bounds.picks > self._pool.block.shape[1]:
+            self._break_up()
+        if self._pool is not None:
+            self._extend(self._pool)
         self._bounds.exact(front.rows, front.residuals, front.picked)
 
-    def _extend(self, pool: _Pool, start: int) -> None:
-        """Bring the pool, in which all have seen the first ``start`` picks, up to date."""
-        stop, block = self._bounds.picks, pool.block
-        new = self._kernel.cross(pool.features, self._factor.features[start:].to(self._storage))  # (n, k)
-        for left in range(0, start, WIDTH):
-            right = min(left + WIDTH, start)
-            factor = self._factor.block(start, stop, left, right, self._storage)  # (k, right - left)
-            new.addmm_(block[:, left:right], factor.T, alpha=-1.0)
-        self._factor.solve(start, new, block[:, start:stop])
-        live = self._bounds.among(pool.rows, start)  # not the picks of earlier fronts
-        rows = pool.rows[live]
-        self._bounds.approximate(rows, self._bounds.residuals[rows] - square_sums(block[:, start:stop])[live])
+    def _extend(self, pool: _Pool) -> None:
+        """Condition the pool on the picks that it has not seen."""
+        start, stop, block = pool.seen, self._bounds.picks, pool.block
+        if start < stop and len(pool.rows):
+            new = self._kernel.cross(pool.features, self._factor.features[start:].to(self._storage))  # (n, k)
+            for left in range(0, start, WIDTH):
+                right = min(left + WIDTH, start)
+                factor = self._factor.block(start, stop, left, right, self._storage)  # (k, right - left)
+                new.addmm_(block[:, left:right], factor.T, alpha=-1.0)
+            self._factor.solve(start, new, block[:, start:stop])
+            pool.residuals -= square_sums(block[:, start:stop])
+        pool.seen = stop
+        self._bounds.approximate(pool.rows, pool.residuals, stop)
 
     def _break_up(self) -> None:
-        """Store what the pool's rows have gained since it was made; from now on there is no pool."""
+        """Store the panels that the pool's rows have come to the end of; from now on there is no pool."""
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        picks = self._bounds.picks
-        live = self._bounds.among(pool.rows, picks)  # not the picks
-        steps = pool.steps[live]
-        place = torch.from_numpy(live).to(self._rows.device)
-        for start in range(int(steps.min(initial=picks)) // WIDTH * WIDTH, picks, WIDTH):
-            stop = min(start + WIDTH, picks)
-            short = place[: int(np.searchsorted(steps, stop))]  # what is stored of these ends before
-            self._panels.write(pool.index[short], start, pool.block[short, start:stop])
+        for start in range(pool.edge, pool.seen - WIDTH + 1, WIDTH):
+            self._store(pool.rows, pool.index, start, pool.block[:, start : start + WIDTH])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Pool:
-    """Items brought up to date together.
+    """Items conditioned on every pick.
 
     Attributes:
         index: (n,) int64 on the device, and ``rows`` on the host: the items.
-        steps: (n,) int64, rising: how much is stored of their rows of the factor.
+        edge: How much of their rows of the factor is stored.
         features: (n, D).
-        block: (n, t and room for more): their rows of the factor side by side.
+        block: (n, edge and room for more): their rows of the factor side by side.
+        residuals: (n,) float64: given the first ``seen`` picks.
     """
 
     index: Tensor
     rows: np.ndarray
-    steps: np.ndarray
+    edge: int
     features: Tensor
     block: Tensor
+    residuals: np.ndarray
+    seen: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen = self.edge

@@ -11,7 +11,7 @@ from raydpp.selection.kernels import Kernel
 from raydpp.selection.oracles.front import DenseFront
 from raydpp.selection.oracles.panels import with_room
 
-WIDTH = 512
+WIDTH = 256
 """Columns of a panel: wide enough for matrix products at full speed, narrow enough that a triangle wastes little."""
 
 

@@ -10,16 +10,12 @@ from raydpp.errors import UserError
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
 from raydpp.selection.oracles.bounds import Bounds
-from raydpp.selection.oracles.front import DenseFront
+from raydpp.selection.oracles.front import DenseFront, LazyFront
 
 MIN_RIDGE = 1e-4
 """Below this ridge the D x D matrices are too ill-conditioned to agree with the other oracles to rounding."""
 
-POOL = 5.0
-"""The pool holds POOL D N / t of the items at pick t: all of them for the first POOL D picks, while every pick still
-takes a little off every residual."""
-
-_SHRINK = 2.0  # a pool larger than it should be by this factor is broken up
+_COPIED = 0.25  # a pool of more than this part of the items is all of them: copies stay small
 
 
 class FeatureSpace:
@@ -42,6 +38,8 @@ class FeatureSpace:
 
     front_size = 512
     enough = 64
+    lookahead = 128
+    scout_size = 768
 
     def __init__(self, rows: UnitRows, kernel: Kernel) -> None:
         if kernel.name != "cosine" or (kernel.ridge or 0.0) < MIN_RIDGE:
@@ -58,13 +56,8 @@ class FeatureSpace:
         self._dtype = torch.float32
         self._pool: np.ndarray | None = None  # (n,)
         self._pool_rows = rows  # (n, D)
+        self._drops: list[Tensor] = []  # (k, D) of each of the last fronts, of at most D picks together
         self._front_features = self._precision[:0]  # (p, D)
-
-    @property
-    def pool_size(self) -> int:
-        """How many items the pool holds at this stage."""
-        n = len(self._rows)
-        return min(n, max(4 * self.front_size, int(POOL * self._rows.dimension * n / (self._bounds.picks + 1))))
 
     @property
     def bounds(self) -> np.ndarray:
@@ -76,19 +69,57 @@ class FeatureSpace:
         """(N,) bool: whose bound does not yet take the last picks into account."""
         return self._bounds.stale
 
-    def refresh(self, rows: np.ndarray) -> None:
+    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
-        factor = torch.linalg.cholesky(self._precision)  # (D, D)
-        self._covariance = torch.cholesky_inverse(factor)
-        if len(rows) > len(self._rows) // 2:
-            self._pool, self._pool_rows = np.arange(len(self._rows)), self._rows
-        else:
-            self._pool, self._pool_rows = rows, self._rows.part(torch.from_numpy(rows).to(self._rows.device))
-        identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._dtype)  # (D, D)
-        residuals = self._ridge + self._pool_rows.square_sums(inverse.T)
-        live = np.flatnonzero(self._bounds.seen[self._pool] <= self._bounds.picks)  # not picks
-        self._bounds.approximate(self._pool[live], residuals[live])
+        if len(rows) > _COPIED * len(self._rows):
+            rows = np.arange(len(self._rows))
+            if self._pool is not None and len(self._pool) == len(rows):
+                return
+        picks, seen = self._bounds.picks, self._bounds.seen
+        behind = rows[seen[rows] < picks]  # (b,)
+        oldest = picks - sum(len(drop) for drop in self._drops)
+        if len(anew := behind[seen[behind] < oldest]):
+            factor = torch.linalg.cholesky(self._precision)  # (D, D)
+            self._covariance = torch.cholesky_inverse(factor)
+            identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+            inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._dtype)  # (D, D)
+            self._bounds.approximate(anew, self._ridge + self._part(anew).square_sums(inverse.T), picks)
+        start = picks
+        for at in range(len(self._drops) - 1, -1, -1):
+            start -= len(self._drops[at])
+            if len(some := behind[seen[behind] == start]):
+                self._lower(some, self._part(some), torch.cat(self._drops[at:]))
+        self._pool, self._pool_rows = rows, self._part(rows)
+
+    def _lower(self, rows: np.ndarray, features: UnitRows, drops: Tensor) -> None:
+        """Condition items, (n,), on picks that take ``drops``^T ``drops``, (k, D), off the covariance."""
+        left = self._bounds.residuals[rows] - features.square_sums(drops.T)
+        self._bounds.approximate(rows, left, self._bounds.picks)
+
+    def _part(self, rows: np.ndarray) -> UnitRows:
+        if len(rows) == len(self._rows):
+            return self._rows
+        return self._rows.part(torch.from_numpy(rows).to(self._rows.device))
+
+    @property
+    def error(self) -> float:
+        """How far off the residuals of the pool may be."""
+        return self._bounds.error
+
+    def scout(self, rows: np.ndarray) -> DenseFront | None:
+        """The approximate residuals of these items, (n,) int64 and rising; None if they are not all in the pool."""
+        if self._pool is None or not len(self._pool):
+            return None
+        place = np.searchsorted(self._pool, rows).clip(max=len(self._pool) - 1)  # (n,)
+        if (self._pool[place] != rows).any():
+            return None
+        features = self._rows.take(torch.from_numpy(rows).to(self._rows.device), self._dtype)  # (n, D)
+        given = features @ self._covariance.to(self._dtype)  # (n, D)
+
+        def covariances(some: np.ndarray) -> np.ndarray:
+            return (given @ features[torch.from_numpy(some).to(given.device)].T).double().numpy(force=True)
+
+        return LazyFront(rows, self._bounds.residuals[rows], covariances)
 
     def open(self, rows: np.ndarray) -> DenseFront:
         """A front of these items, (p,) int64."""
@@ -98,7 +129,7 @@ class FeatureSpace:
         front = DenseFront(rows, covariance.numpy(force=True))
         if self._bounds.measure(rows, front.residuals) and self._dtype == torch.float32:
             self._bounds.start_anew(torch.float64)
-            self._dtype, self._pool = torch.float64, None
+            self._dtype, self._pool, self._drops = torch.float64, None, []
         return front
 
     def close(self, front: DenseFront) -> None:
@@ -110,16 +141,10 @@ class FeatureSpace:
             self._precision.addmm_(features.T, features, alpha=1.0 / self._ridge)
             drop = torch.linalg.solve_triangular(factor, features @ self._covariance, upper=False)  # (k, D)
             self._covariance.addmm_(drop.T, drop, alpha=-1.0)
-            start = self._bounds.picks
             self._bounds.picks += len(front.picked)
-            if self._pool is not None and len(self._pool) > _SHRINK * self.pool_size:
-                self._pool = None
+            self._drops.append(drop.to(self._dtype))
+            while sum(len(drop) for drop in self._drops) > self._rows.dimension:
+                self._drops.pop(0)  # to start anew costs no more
             if self._pool is not None:
-                self._extend(self._pool, drop, start)
+                self._lower(self._pool, self._pool_rows, drop.to(self._dtype))
         self._bounds.exact(front.rows, front.residuals, front.picked)
-
-    def _extend(self, pool: np.ndarray, drop: Tensor, start: int) -> None:
-        """Condition the pool on picks that take ``drop``^T ``drop``, (k, D), off the covariance."""
-        drops = self._pool_rows.square_sums(drop.to(self._dtype).T)  # (n,)
-        live = self._bounds.among(pool, start)  # not the picks of earlier fronts
-        self._bounds.approximate(pool[live], self._bounds.residuals[pool[live]] - drops[live])

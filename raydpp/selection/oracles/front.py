@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -23,7 +25,7 @@ class DenseFront:
         self.residuals = covariance.diagonal().clip(min=0.0)
         self.picked: list[int] = []
         self._covariance = covariance
-        self._columns = np.empty_like(covariance)  # (p, p): column k is that of the k-th pick
+        self._columns = np.empty((len(rows), len(rows)))  # (p, p): column k is that of the k-th pick
 
     @property
     def columns(self) -> np.ndarray:
@@ -33,10 +35,47 @@ class DenseFront:
     def pick(self, j: int) -> None:
         """Make item ``rows[j]`` a pick, and condition the others on it: O(p k)."""
         done = self.columns  # (p, k)
-        column = self._covariance[:, j] - done @ done[j]
+        column = self._given(j) - done @ done[j]
         column /= self.residuals[j] ** 0.5
         self.residuals -= column * column
         np.maximum(self.residuals, 0.0, out=self.residuals)
         self.residuals[j] = 0.0
         self._columns[:, len(self.picked)] = column
         self.picked.append(j)
+
+    def _given(self, j: int) -> np.ndarray:
+        """(p,) float64: the covariance with item j, given the picks made before."""
+        return self._covariance[:, j]
+
+
+class LazyFront(DenseFront):
+    """A front that asks for covariances as picks need them, those of the best items together.
+
+    Args:
+        rows: (p,) int64.
+        residuals: (p,) float64: the items' conditional variances given the picks made before.
+        covariances: The covariance of all items with some, given the picks made before: (k,) places -> (p, k) float64.
+        at_once: How many items to ask for together.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        residuals: np.ndarray,
+        covariances: Callable[[np.ndarray], np.ndarray],
+        at_once: int = 128,
+    ) -> None:
+        super().__init__(rows, np.broadcast_to(residuals, (len(rows), len(rows))))
+        self._covariances = covariances
+        self._at_once = at_once
+        self._asked = np.full(len(rows), -1, dtype=np.int64)  # (p,) where an item's covariances are
+        self._known: list[np.ndarray] = []  # (p,) each
+
+    def _given(self, j: int) -> np.ndarray:
+        if self._asked[j] < 0:
+            open_ = np.where(self._asked < 0, self.residuals, -1.0)
+            open_[j] = np.inf
+            places = np.argsort(-open_)[: min(self._at_once, np.count_nonzero(self._asked < 0))]
+            self._asked[places] = np.arange(len(self._known), len(self._known) + len(places))
+            self._known.extend(np.ascontiguousarray(self._covariances(places).T))
+        return self._known[self._asked[j]]

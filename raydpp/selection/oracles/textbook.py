@@ -23,6 +23,8 @@ class Textbook:
     """
 
     enough = 1
+    scout_size = 0
+    error = 0.0
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int) -> None:
         self._features = rows.take()  # (N, D)
@@ -30,7 +32,7 @@ class Textbook:
         self._columns = self._features.new_empty(size, len(rows))  # (M, N), the first `_count` are in use
         self._count = 0
         self._residuals: Tensor = kernel.diagonal(len(rows), rows.device)  # (N,)
-        self.pool_size = self.front_size = len(rows)
+        self.front_size = self.lookahead = len(rows)
         self.rows = np.arange(len(rows))
 
     @property
@@ -48,8 +50,11 @@ class Textbook:
         """(N,) bool: none."""
         return np.zeros(len(self.rows), dtype=bool)
 
-    def refresh(self, rows: np.ndarray) -> None:
+    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Nothing: all are up to date."""
+
+    def scout(self, rows: np.ndarray) -> None:
+        """Nothing: exact residuals are there already."""
 
     def open(self, rows: np.ndarray) -> Textbook:
         """All items, whichever are asked for."""

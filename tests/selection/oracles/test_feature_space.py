@@ -31,9 +31,31 @@ def test_bounds_hold_and_those_of_the_pool_are_near(ridge: float, whole: bool) -
         expected[picks] = 0.0
         assert (oracle.bounds >= expected - 1e-12).all()
         wanted = np.setdiff1d(np.arange(60) if whole else np.arange(turn, 60, 3), picks)
-        oracle.refresh(wanted)
+        oracle.refine(wanted, np.zeros(len(wanted)))
         assert not oracle.stale[wanted].any()
         np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
         assert (oracle.bounds[picks] == 0).all()
+        scout = oracle.scout(wanted[1:9])
+        assert scout is not None
+        np.testing.assert_allclose(scout.residuals, expected[wanted[1:9]], atol=2e-5)
         exact = oracle.open(wanted[:5])
         np.testing.assert_allclose(exact.residuals, expected[wanted[:5]], atol=1e-11)
+
+
+def test_items_that_missed_some_picks_or_very_many_are_brought_up_to_date_alike() -> None:
+    rows, kernel = UnitRows(sphere(200, 8)), Kernel("cosine", ridge=0.1)
+    matrix = kernel.matrix(rows.take()).numpy()
+    oracle = FeatureSpace(rows, kernel)
+    picks: list[int] = []
+    for turn, wanted in enumerate([range(100, 140), range(120, 125), range(130, 180), [150, 199], range(120, 200)]):
+        front = oracle.open(np.arange(5 * turn, 5 * turn + 5))
+        for place in range(turn + 1):
+            front.pick(place)
+            picks.append(5 * turn + place)
+        oracle.close(front)
+        items = np.array(wanted)
+        oracle.refine(items, np.zeros(len(items)))
+        inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks])
+        expected = np.diag(matrix) - (matrix[picks] * inner).sum(axis=0)
+        assert (oracle.bounds[~np.isin(np.arange(200), picks)] >= np.delete(expected, picks) - 1e-12).all()
+        np.testing.assert_allclose(oracle.bounds[items], expected[items], atol=2e-5)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raydpp.selection.oracles.front import DenseFront
+from raydpp.selection.oracles.front import DenseFront, LazyFront
 
 
 def test_a_front_is_conditioned_on_its_picks() -> None:
@@ -30,3 +30,23 @@ def test_residuals_are_never_negative() -> None:
     assert (front.residuals >= 0).all()
     front.pick(1)
     assert front.residuals.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_lazy_front_asks_only_for_the_covariances_that_picks_need() -> None:
+    root = np.random.default_rng(0).standard_normal((9, 12))
+    covariance = root @ root.T / 12
+    asked: list[int] = []
+
+    def covariances(places: np.ndarray) -> np.ndarray:
+        asked.extend(places.tolist())
+        return covariance[:, places]
+
+    dense = DenseFront(np.arange(9), covariance)
+    lazy = LazyFront(np.arange(9), covariance.diagonal(), covariances, at_once=2)
+    picks = np.argsort(covariance.diagonal())[[0, 8, 3]]
+    for pick in picks:
+        dense.pick(pick)
+        lazy.pick(pick)
+        np.testing.assert_allclose(lazy.residuals, dense.residuals, atol=1e-14)
+    assert len(asked) == len(set(asked)) <= 6
+    assert set(picks.tolist()) <= set(asked)
