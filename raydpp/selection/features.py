@@ -70,17 +70,19 @@ class UnitRows:
         part._stored, part._norms = self._stored[index], self._norms[index]
         return part
 
-    def square_sums(self, directions: Tensor) -> np.ndarray:
-        """The squared length of each row's projection, <x, d_1>^2 + ... + <x, d_k>^2: (D, k) -> (N,) float64.
+    def square_sums(self, directions: Tensor, index: Tensor | None = None) -> np.ndarray:
+        """The squared length of rows' projections, <x, d_1>^2 + ... + <x, d_k>^2: (D, k), (n,) -> (n,) float64.
 
-        Products have the directions' type.
+        Products have the directions' type; without an index it is all rows.
         """
         width = -(-directions.shape[1] // 16) * 16  # what BLAS is fast at
         padded = torch.nn.functional.pad(directions, (0, width - directions.shape[1]))
-        lengths = [
-            torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1) for block in self._stored.split(_BLOCK)
-        ]
-        return (torch.cat(lengths).double() / self._norms).square_().numpy(force=True)
+        if index is None:
+            blocks, norms = iter(self._stored.split(_BLOCK)), self._norms
+        else:
+            blocks, norms = (self._stored.index_select(0, some) for some in index.split(_BLOCK)), self._norms[index]
+        lengths = [torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1) for block in blocks]
+        return (torch.cat(lengths).double() / norms).square_().numpy(force=True)
 
     def with_rows(self, more: UnitRows) -> UnitRows:
         """These rows and others of the same dimension behind them (a copy of both)."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from raydpp.selection.budget import Ledger
-from raydpp.selection.objective import TIE_RELATIVE, Objective
+from raydpp.selection.objective import Objective
 from raydpp.selection.oracles import Front, Oracle
 from raydpp.selection.scouting import Rehearsal, rehearse
 
@@ -19,7 +19,6 @@ Progress = Callable[[int, float], None]
 
 _LEAST_FALL = 1e-5  # nats over the picks to come: less comes of ties, or nothing has been picked
 _SHRINK = 3.0  # what is kept up to date may be more than what matters by this factor
-_ROUNDING = 1e-3 * TIE_RELATIVE  # below this a score is not better than another, whatever the tie rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +190,7 @@ class Search:
                 return None
             tied = np.flatnonzero(reach >= best)
             j = int(tied[order[tied].argmin()])
-            if not outside.below(best, int(order[j]), self._margin):
+            if not outside.below(best, float(reach[j]), int(order[j]), self._margin):
                 return None
             gain = math.log(max(float(front.residuals[j]), floor))
             if gain < stop_below:
@@ -250,13 +249,13 @@ class _Outside:
             self._picks.add(index)
             self._rehearsed = self.rehearsal.after(self._picks, self._rehearsed)
 
-    def below(self, best: float, order: int, margin: float) -> bool:
-        """Whether an item of the front with this score, exact, may be picked before everything outside."""
+    def below(self, best: float, reach: float, order: int, margin: float) -> bool:
+        """Whether an item of the front that ties with its best score, exact, goes before everything outside."""
         if self.rehearsal is not None and best + margin <= self.rehearsal.highest[self._rehearsed]:
             return False
         if best + margin > self.highest:
             return True
-        if best + margin + _ROUNDING < self._best:
+        if reach + margin < self._best:
             return False
         return margin > 0 or order < self._order[self._reach >= best].min()
 

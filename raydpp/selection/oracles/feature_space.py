@@ -21,9 +21,10 @@ _COPIED = 0.25  # a pool of more than this part of the items is all of them: cop
 class FeatureSpace:
     """Residuals of cosine + ridge in D x D: the weight-space view (Rasmussen & Williams 2006, section 2.1).
 
-    With A = I + X_S^T X_S / ridge, the covariance of items given the picks S is X A^-1 X^T + ridge I. Bringing n
-    items up to date costs O(n D^2) however many picks they missed; keeping a pool so costs O(n D) a pick. State
-    is O(N + D^2), whatever the budget, and the features of a pool of at most half of the items.
+    With A = I + X_S^T X_S / ridge, the covariance of items given the picks S is X A^-1 X^T + ridge I. Bringing an
+    item up to date costs O(D) for each pick it missed, and at most O(D^2): what each of the last D picks takes off the
+    covariance is kept. So is what the next picks may come from, the pool. State is O(N + D^2), whatever the budget,
+    and a copy of the pool's features where it is at most a quarter of the items.
 
     The pool's residuals are computed in float32 and serve as bounds (see ``Bounds``); picks and log gains come from
     fronts, in float64.
@@ -83,23 +84,22 @@ class FeatureSpace:
             self._covariance = torch.cholesky_inverse(factor)
             identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
             inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._dtype)  # (D, D)
-            self._bounds.approximate(anew, self._ridge + self._part(anew).square_sums(inverse.T), picks)
+            self._bounds.approximate(anew, self._ridge + self._rows.square_sums(inverse.T, self._index(anew)), picks)
         start = picks
         for at in range(len(self._drops) - 1, -1, -1):
             start -= len(self._drops[at])
             if len(some := behind[seen[behind] == start]):
-                self._lower(some, self._part(some), torch.cat(self._drops[at:]))
-        self._pool, self._pool_rows = rows, self._part(rows)
+                drops = torch.cat(self._drops[at:])  # (k, D)
+                self._lower(some, self._rows.square_sums(drops.T, self._index(some)))
+        self._pool = rows
+        self._pool_rows = self._rows if len(rows) == len(self._rows) else self._rows.part(self._index(rows))
 
-    def _lower(self, rows: np.ndarray, features: UnitRows, drops: Tensor) -> None:
-        """Condition items, (n,), on picks that take ``drops``^T ``drops``, (k, D), off the covariance."""
-        left = self._bounds.residuals[rows] - features.square_sums(drops.T)
-        self._bounds.approximate(rows, left, self._bounds.picks)
+    def _lower(self, rows: np.ndarray, drops: np.ndarray) -> None:
+        """Take off the residuals of items, (n,), what all picks that they have not seen take off: (n,)."""
+        self._bounds.approximate(rows, self._bounds.residuals[rows] - drops, self._bounds.picks)
 
-    def _part(self, rows: np.ndarray) -> UnitRows:
-        if len(rows) == len(self._rows):
-            return self._rows
-        return self._rows.part(torch.from_numpy(rows).to(self._rows.device))
+    def _index(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(rows).to(self._rows.device)
 
     @property
     def error(self) -> float:
@@ -113,7 +113,7 @@ class FeatureSpace:
         place = np.searchsorted(self._pool, rows).clip(max=len(self._pool) - 1)  # (n,)
         if (self._pool[place] != rows).any():
             return None
-        features = self._rows.take(torch.from_numpy(rows).to(self._rows.device), self._dtype)  # (n, D)
+        features = self._rows.take(self._index(rows), self._dtype)  # (n, D)
         given = features @ self._covariance.to(self._dtype)  # (n, D)
 
         def covariances(some: np.ndarray) -> np.ndarray:
@@ -123,7 +123,7 @@ class FeatureSpace:
 
     def open(self, rows: np.ndarray) -> DenseFront:
         """A front of these items, (p,) int64."""
-        features = self._front_features = self._rows.take(torch.from_numpy(rows).to(self._rows.device))  # (p, D)
+        features = self._front_features = self._rows.take(self._index(rows))  # (p, D)
         covariance = (features @ self._covariance) @ features.T  # (p, p)
         covariance.diagonal().add_(self._ridge)
         front = DenseFront(rows, covariance.numpy(force=True))
@@ -146,5 +146,5 @@ class FeatureSpace:
             while sum(len(drop) for drop in self._drops) > self._rows.dimension:
                 self._drops.pop(0)  # to start anew costs no more
             if self._pool is not None:
-                self._lower(self._pool, self._pool_rows, drop.to(self._dtype))
+                self._lower(self._pool, self._pool_rows.square_sums(drop.to(self._dtype).T))
         self._bounds.exact(front.rows, front.residuals, front.picked)
