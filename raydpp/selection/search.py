@@ -13,7 +13,8 @@ import numpy as np
 from raydpp.selection.budget import Ledger
 from raydpp.selection.objective import Objective
 from raydpp.selection.oracles import Front, Oracle
-from raydpp.selection.scouting import Rehearsal, rehearse
+from raydpp.selection.outside import Outside
+from raydpp.selection.scouting import rehearse
 
 Progress = Callable[[int, float], None]
 
@@ -145,12 +146,12 @@ class Search:
 
     def _open(
         self, contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray, ledger: Ledger
-    ) -> tuple[Front, _Outside]:
+    ) -> tuple[Front, Outside]:
         """A front of what a rehearsal among the best contenders finds, else of the best, and what is outside."""
         oracle = self._oracle
         best = contenders[_largest(scores[contenders], oracle.scout_size)]
         if (scout := oracle.scout(np.sort(best))) is not None:
-            outside = _Outside(scores, reach, self._order, scout.rows)
+            outside = Outside(scores, reach, self._order, scout.rows)
             rehearsal = rehearse(
                 scout,
                 oracle.error,
@@ -164,7 +165,7 @@ class Search:
                 outside.rehearsal = rehearsal
                 return oracle.open(rehearsal.rows), outside
         front = oracle.open(self._front_rows(contenders, scores, reach))
-        return front, _Outside(scores, reach, self._order, front.rows)
+        return front, Outside(scores, reach, self._order, front.rows)
 
     def _front_rows(self, contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray) -> np.ndarray:
         """The best contender and what ties with it; of more than fit, those that come first; then the next best."""
@@ -177,7 +178,7 @@ class Search:
         return np.concatenate([tied, rest[_largest(scores[rest], size - len(tied))]])
 
     def _pick_inside(
-        self, front: Front, outside: _Outside, ledger: Ledger, stop_below: float, progress: Progress | None
+        self, front: Front, outside: Outside, ledger: Ledger, stop_below: float, progress: Progress | None
     ) -> str | None:
         rows, floor = front.rows, self._objective.kernel.floor
         order = self._order[rows]  # (p,)
@@ -222,42 +223,6 @@ class Search:
             f"{where}: nothing that is left adds to the picks (largest conditional variance {largest:.1e}, floor"
             f" {self._objective.kernel.floor:.1e}); the rest are copies of picks, or the rank is used up"
         )
-
-
-class _Outside:
-    """What is known of the items outside a front while picks are made inside.
-
-    Attributes:
-        highest: No item outside scores above, but those of the rehearsal.
-        rehearsal: What is known of the items that were in the rehearsal and are not in the front.
-    """
-
-    def __init__(self, scores: np.ndarray, reach: np.ndarray, order: np.ndarray, front: np.ndarray) -> None:
-        inside = np.zeros(len(scores), dtype=bool)
-        inside[front] = True
-        self._reach = np.where(inside, -np.inf, reach)
-        self._order = order
-        self._best = scores.max(where=~inside, initial=-np.inf)
-        self.highest = float(self._reach.max(initial=-np.inf))
-        self.rehearsal: Rehearsal | None = None
-        self._picks: set[int] = set()
-        self._rehearsed = 0
-
-    def picked(self, index: int) -> None:
-        """Hear of a pick."""
-        if self.rehearsal is not None:
-            self._picks.add(index)
-            self._rehearsed = self.rehearsal.after(self._picks, self._rehearsed)
-
-    def below(self, best: float, reach: float, order: int, margin: float) -> bool:
-        """Whether an item of the front that ties with its best score, exact, goes before everything outside."""
-        if self.rehearsal is not None and best + margin <= self.rehearsal.highest[self._rehearsed]:
-            return False
-        if best + margin > self.highest:
-            return True
-        if reach + margin < self._best:
-            return False
-        return margin > 0 or order < self._order[self._reach >= best].min()
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

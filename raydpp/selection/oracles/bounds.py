@@ -89,6 +89,27 @@ class Bounds:
         self.error = _NOISE[dtype] * self._variance
 
 
+class Bounded:
+    """What an oracle that keeps ``Bounds`` tells a search of them."""
+
+    _bounds: Bounds
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """(N,) float64: an upper bound on the residual of each item; 0 for a pick."""
+        return self._bounds.upper
+
+    @property
+    def stale(self) -> np.ndarray:
+        """(N,) bool: whose bound does not yet take the last picks into account."""
+        return self._bounds.stale
+
+    @property
+    def error(self) -> float:
+        """How far off the residuals of the pool may be."""
+        return self._bounds.error
+
+
 def square_sums(block: Tensor) -> np.ndarray:
     """The sum of each row's squares, summed in float64, as float64: (n, k) -> (n,)."""
     return torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square_().numpy(force=True)

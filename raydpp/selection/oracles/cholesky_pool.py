@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.oracles.bounds import Bounds, square_sums
+from raydpp.selection.oracles.bounds import Bounded, Bounds, square_sums
 from raydpp.selection.oracles.factor import WIDTH, Factor
 from raydpp.selection.oracles.front import DenseFront, LazyFront
 from raydpp.selection.oracles.panels import Panels
@@ -19,7 +19,7 @@ TILE = 4096
 """Rows conditioned together: their new columns stay in the processor's cache."""
 
 
-class CholeskyPool:
+class CholeskyPool(Bounded):
     """Lazy greedy over incremental Cholesky rows, for any kernel (Chen et al. 2018; Hemmi et al. 2022), in BLAS 3.
 
     A row of the Cholesky factor, v_i = L^-1 k(S, i), grows by whole panels of ``WIDTH`` picks, and only as far as it
@@ -67,16 +67,6 @@ class CholeskyPool:
         """The type rows are stored as now."""
         return self._storage
 
-    @property
-    def bounds(self) -> np.ndarray:
-        """(N,) float64: an upper bound on the residual of each item; 0 for a pick."""
-        return self._bounds.upper
-
-    @property
-    def stale(self) -> np.ndarray:
-        """(N,) bool: whose bound does not yet take the last picks into account."""
-        return self._bounds.stale
-
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Bring the bounds of these items, (n,) int64, up to date (the pool), or below ``lowest``, (n,)."""
         self._break_up()
@@ -123,11 +113,6 @@ class CholeskyPool:
         for left in range(0, edge if len(rows) else 0, WIDTH):
             self._panels.read(index, left, out=block[:, left : left + WIDTH])
         return _Pool(index, rows, edge, features, block, self._residuals[rows])
-
-    @property
-    def error(self) -> float:
-        """How far off the residuals of the pool may be."""
-        return self._bounds.error
 
     def scout(self, rows: np.ndarray) -> DenseFront | None:
         """The approximate residuals of these items, (n,) int64 and rising; None if they are not all in the pool."""

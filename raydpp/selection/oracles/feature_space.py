@@ -9,7 +9,7 @@ from torch import Tensor
 from raydpp.errors import UserError
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.oracles.bounds import Bounds
+from raydpp.selection.oracles.bounds import Bounded, Bounds
 from raydpp.selection.oracles.front import DenseFront, LazyFront
 
 MIN_RIDGE = 1e-4
@@ -18,7 +18,7 @@ MIN_RIDGE = 1e-4
 _COPIED = 0.25  # a pool of more than this part of the items is all of them: copies stay small
 
 
-class FeatureSpace:
+class FeatureSpace(Bounded):
     """Residuals of cosine + ridge in D x D: the weight-space view (Rasmussen & Williams 2006, section 2.1).
 
     With A = I + X_S^T X_S / ridge, the covariance of items given the picks S is X A^-1 X^T + ridge I. Bringing an
@@ -60,16 +60,6 @@ class FeatureSpace:
         self._drops: list[Tensor] = []  # (k, D) of each of the last fronts, of at most D picks together
         self._front_features = self._precision[:0]  # (p, D)
 
-    @property
-    def bounds(self) -> np.ndarray:
-        """(N,) float64: an upper bound on the residual of each item; 0 for a pick."""
-        return self._bounds.upper
-
-    @property
-    def stale(self) -> np.ndarray:
-        """(N,) bool: whose bound does not yet take the last picks into account."""
-        return self._bounds.stale
-
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
         if len(rows) > _COPIED * len(self._rows):
@@ -100,11 +90,6 @@ class FeatureSpace:
 
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self._rows.device)
-
-    @property
-    def error(self) -> float:
-        """How far off the residuals of the pool may be."""
-        return self._bounds.error
 
     def scout(self, rows: np.ndarray) -> DenseFront | None:
         """The approximate residuals of these items, (n,) int64 and rising; None if they are not all in the pool."""
