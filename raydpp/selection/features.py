@@ -19,7 +19,7 @@ NORM_TOLERANCE = 2e-3
 """How far from 1 a stored norm may be: rounding to float16 moves each entry, so the norm too, by at most
 2^-11 = 5e-4."""
 
-_BLOCK = 4096  # rows looked at together
+_BLOCK = 1024  # rows looked at together
 
 
 class UnitRows:
@@ -41,9 +41,9 @@ class UnitRows:
             raise UserError(f"the features have shape {tuple(self._stored.shape)}: they must be N rows of D numbers")
         if ids is not None and len(ids) != len(self):
             raise UserError(f"there are {len(ids)} ids for {len(self)} rows: give one id for each row")
-        self._norms = torch.cat(
-            [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in self._stored.split(_BLOCK)]
-        )  # (N,) float64
+        self._norms = torch.empty(len(self), dtype=torch.float64, device=self.device)  # (N,)
+        for block, norms in zip(self._stored.split(_BLOCK), self._norms.split(_BLOCK), strict=True):
+            torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=norms)
         _refuse_faults(self._norms, ids)
 
     def __len__(self) -> int:
@@ -81,8 +81,10 @@ class UnitRows:
             blocks, norms = iter(self._stored.split(_BLOCK)), self._norms
         else:
             blocks, norms = (self._stored.index_select(0, some) for some in index.split(_BLOCK)), self._norms[index]
-        lengths = [torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1) for block in blocks]
-        return (torch.cat(lengths).double() / norms).square_().numpy(force=True)
+        lengths = torch.empty(len(norms), dtype=padded.dtype, device=self.device)  # (n,)
+        for block, out in zip(blocks, lengths.split(_BLOCK), strict=True):
+            torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1, out=out)
+        return (lengths.double() / norms).square_().numpy(force=True)
 
     def with_rows(self, more: UnitRows) -> UnitRows:
         """These rows and others of the same dimension behind them (a copy of both)."""

@@ -76,6 +76,8 @@ def test_square_sums_are_of_the_projections(dtype: torch.dtype, tolerance: float
     np.testing.assert_allclose(rows.square_sums(torch.from_numpy(directions).to(dtype)), expected, rtol=tolerance)
     part = rows.part(torch.tensor([7, 4321]))
     np.testing.assert_allclose(part.square_sums(torch.from_numpy(directions)), expected[[7, 4321]], rtol=1e-12)
+    index = torch.arange(4999, -1, -1)
+    np.testing.assert_allclose(rows.square_sums(torch.from_numpy(directions), index), expected[::-1], rtol=1e-12)
 
 
 def test_rows_of_another_dimension_cannot_stand_behind() -> None:

@@ -15,7 +15,7 @@ from raydpp.selection.oracles.front import DenseFront, LazyFront
 MIN_RIDGE = 1e-4
 """Below this ridge the D x D matrices are too ill-conditioned to agree with the other oracles to rounding."""
 
-_COPIED = 0.25  # a pool of more than this part of the items is all of them: copies stay small
+_COPIED = 0.15  # a pool of more than this part of the items is all of them: copies stay small
 
 
 class FeatureSpace(Bounded):
@@ -24,7 +24,7 @@ class FeatureSpace(Bounded):
     With A = I + X_S^T X_S / ridge, the covariance of items given the picks S is X A^-1 X^T + ridge I. Bringing an
     item up to date costs O(D) for each pick it missed, and at most O(D^2): what each of the last D picks takes off the
     covariance is kept. So is what the next picks may come from, the pool. State is O(N + D^2), whatever the budget,
-    and a copy of the pool's features where it is at most a quarter of the items.
+    and a copy of the pool's features where it is at most a seventh of the items.
 
     The pool's residuals are computed in float32 and serve as bounds (see ``Bounds``); picks and log gains come from
     fronts, in float64.
@@ -40,7 +40,7 @@ class FeatureSpace(Bounded):
     front_size = 512
     enough = 64
     lookahead = 128
-    scout_size = 768
+    scout_size = 384
 
     def __init__(self, rows: UnitRows, kernel: Kernel) -> None:
         if kernel.name != "cosine" or (kernel.ridge or 0.0) < MIN_RIDGE:
