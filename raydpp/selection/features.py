@@ -61,8 +61,10 @@ class UnitRows:
 
     def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
         """Some of the rows, normalised in this type, as a new tensor: (n,) indices -> (n, D)."""
-        taken = self._stored[index].clone() if isinstance(index, slice) else self._stored.index_select(0, index)
-        return taken.to(dtype).div_(self._norms[index, None].to(dtype))
+        norms = self._norms[index, None].to(dtype)
+        if isinstance(index, slice):
+            return self._stored[index].to(dtype) / norms
+        return self._stored.index_select(0, index).to(dtype).div_(norms)
 
     def part(self, index: Tensor) -> UnitRows:
         """Some of the rows, (n,), as a table of their own (a copy in their storage)."""

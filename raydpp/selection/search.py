@@ -120,7 +120,8 @@ class Search:
             few = len(contenders) < oracle.enough and bool((stale & (scores > -np.inf)).any())
             if few or (self._picked and np.count_nonzero(~stale) > _SHRINK * len(ahead)):
                 self._picked = False
-                self._patience *= 2.0 if few else 1.0
+                if few:
+                    self._patience *= 2.0
                 oracle.refine(ahead, objective.residuals(aim, ahead))
                 continue
             front, outside = self._open(contenders, scores, reach, ledger)

@@ -131,10 +131,13 @@ def explain() -> Iterator[None]:
     except (ray.exceptions.RayError, SystemError) as error:
         seen: BaseException | None = error
         while seen is not None:
+            inner = getattr(seen, "cause", None)  # first: a task's error has its class too, and a traceback
+            if isinstance(inner, BaseException):
+                seen = inner
+                continue
             if isinstance(seen, UserError):
                 raise seen from None
-            inner = getattr(seen, "cause", None)
-            seen = inner if isinstance(inner, BaseException) else seen.__cause__ or seen.__context__
+            seen = seen.__cause__ or seen.__context__
         # Ray Data pickles what a user's class raised without its cause: only the traceback's text still names it.
         if found := re.findall(r"raydpp\.errors\.UserError: (.+)", str(error)):
             raise UserError(found[-1]) from None

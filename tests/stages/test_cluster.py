@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from raydpp.errors import UserError
-from raydpp.stages.cluster import cluster_plan, plan_actors
+from raydpp.stages.cluster import cluster_plan, explain, plan_actors
 
 
 def test_a_laptop_gets_one_actor_and_keeps_a_share_for_reading() -> None:
@@ -66,3 +66,15 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
         code = f"from raydpp.stages.cluster import connect; connect({address!r})"
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert f"UserError: no Ray cluster answers at {address}" in found.stderr
+
+
+def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def task() -> None:
+        raise UserError("give distinct ids")
+
+    with pytest.raises(UserError) as caught, explain():
+        ray.get(task.remote())
+    assert str(caught.value) == "give distinct ids"
