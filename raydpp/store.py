@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 from raydpp.errors import UserError
 from raydpp.filesystem import child_url, resolve, split_options
 
+_ROW_GROUP = 4096
+
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
 
@@ -30,8 +32,12 @@ def corpus_schema(carried: Mapping[str, pa.DataType] | None = None) -> pa.Schema
     return pa.schema([*own, *(carried or {}).items()])
 
 
-def gradient_schema(dimension: int, dtype: str = "float16") -> pa.Schema:
-    """The gradient table: one unit-norm feature of length ``dimension`` a row, stored as float16 or float32."""
+def gradient_schema(dimension: int, dtype: str = "float16", difficulty: bool = False) -> pa.Schema:
+    """The gradient table: one unit-norm feature of length ``dimension`` a row, stored as float16 or float32.
+
+    Whatever the representation, the column is named ``gradient``. ``loss`` is null where the model has none (a text
+    encoder). With ``difficulty`` there is a column for instruction-following difficulty.
+    """
     element = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
     return pa.schema(
         [
@@ -43,6 +49,7 @@ def gradient_schema(dimension: int, dtype: str = "float16") -> pa.Schema:
             ("prompt_tokens", pa.int32()),
             ("response_tokens", pa.int32()),
             ("truncated", pa.bool_()),
+            *([("difficulty", pa.float32())] if difficulty else []),
         ]
     )
 
@@ -90,8 +97,14 @@ def write_json_lines(url: str, values: Iterable[Any]) -> None:
 
 def write_table(url: str, table: pa.Table) -> None:
     """One Parquet file. Vector columns get no dictionary: it costs time and saves nothing."""
+    # Small row groups, so that some rows of a large file can be read without the rest.
     plain = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    write_whole(url, lambda stream: pq.write_table(table, stream, compression="zstd", use_dictionary=plain or False))
+    write_whole(
+        url,
+        lambda stream: pq.write_table(
+            table, stream, compression="zstd", use_dictionary=plain or False, row_group_size=_ROW_GROUP
+        ),
+    )
 
 
 def read_text(url: str) -> str | None:

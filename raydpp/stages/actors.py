@@ -1,9 +1,11 @@
-"""What the workers of extract do: the tasks that tokenise, and the actors that hold the model."""
+"""What the workers of extract do: the tasks that read and tokenise, and the actors that hold the model."""
 
 from __future__ import annotations
 
 import functools
+import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +14,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydpp import store
+from raydpp.corpus.plain_text import tokenize_text
 from raydpp.corpus.tokenization import Masking, TokenizedExample, tokenize
 from raydpp.errors import RowError, UserError
-from raydpp.gradients.extractor import ExtractorConfig, GradientExtractor
-from raydpp.gradients.model import load_tokenizer
+from raydpp.extraction.extractor import ExampleFeatures, Extractor, ExtractorConfig
+from raydpp.extraction.model import load_tokenizer
+from raydpp.extraction.views import load_extractor
+from raydpp.stages import run as runs
 from raydpp.stages.cluster import ActorPlan
+from raydpp.stages.isolation import Features, IsolatedExtractor
 from raydpp.stages.tables import GRADIENTS
+from raydpp.stages.units import REJECTS, Unit
+
+COUNTS = ("rows", "rejects", "tokens", "padded_tokens")
+"""What the actors report of every unit, beside its seconds."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the tasks and actors need to know."""
+    """What the tasks and actors need to know.
+
+    ``attempt`` is what run.json must still say when something is to be written: a worker of a run that another one has
+    taken over must not write any more.
+    """
 
     out: str
+    attempt: int
     extractor: ExtractorConfig
     masking: Masking
     schema: pa.Schema
@@ -34,23 +49,36 @@ class Work:
 _cached_tokenizer = functools.cache(load_tokenizer)  # once a worker process
 
 
-def tokenize_table(table: pa.Table, work: Work) -> pa.Table:
-    """Corpus rows -> id, source, ids, response, truncated, reason (null where the row can be used)."""
-    tokenizer = _cached_tokenizer(work.extractor.model)
+def tokenize_unit(unit: Unit, work: Work) -> pa.Table:
+    """Some corpus rows -> unit, id, source, ids, response, truncated, reason (null where the row can be used)."""
     rows: list[dict[str, Any]] = []
-    for row in table.to_pylist():
+    for row in unit.read(["id", "source", "messages"]).to_pylist():
         example: dict[str, Any] = {"ids": None, "response": None, "truncated": False, "reason": None}
         try:
-            done = tokenize(row["messages"], tokenizer, work.masking)
+            done = tokenize_row(row["messages"], work.extractor, work.masking)
             example |= {"ids": done.ids, "response": done.response, "truncated": done.truncated}
         except RowError as error:
             example["reason"] = str(error)
-        rows.append({"id": row["id"], "source": row["source"], **example})
+        rows.append({"unit": unit.name, "id": row["id"], "source": row["source"], **example})
     return pa.Table.from_pylist(rows, schema=_TOKENIZED)
+
+
+def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) -> TokenizedExample:
+    """One conversation as the model reads it. Raises UserError where there is no tokenizer, else RowError."""
+    tokenizer = _cached_tokenizer(extractor.model)
+    try:
+        if extractor.representation == "embedding":
+            return tokenize_text(messages, tokenizer, masking.max_length)
+        return tokenize(messages, tokenizer, masking)
+    except RowError:
+        raise
+    except Exception as error:  # any: one row must not end the job
+        raise RowError(f"the tokenizer failed on this row: {type(error).__name__}: {error}") from error
 
 
 _TOKENIZED = pa.schema(
     [
+        ("unit", pa.string()),
         ("id", pa.string()),
         ("source", pa.string()),
         ("ids", pa.list_(pa.int32())),
@@ -61,76 +89,103 @@ _TOKENIZED = pa.schema(
 )
 
 
-class GradientActor:
-    """Holds the model; turns one batch of tokenised conversations into one Parquet file, and reports the counts.
+def tokenized_examples(table: pa.Table) -> list[TokenizedExample]:
+    """The rows of such a table that have tokens."""
+    return [
+        TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["truncated"])
+        for row in table.select(["ids", "response", "truncated"]).to_pylist()
+    ]
 
-    The file's name comes from the batch's first id, so that a batch done twice after a fault is written once.
-    """
+
+class FeatureActor:
+    """Holds the model; turns one unit into one Parquet file, and reports the counts, or why the job must end."""
 
     def __init__(self, work: Work) -> None:
-        import torch
-
-        if work.plan.gpus:
-            device = "cuda"
-        else:
-            device = "cpu"
-            torch.set_num_threads(work.plan.threads)
         self._work = work
-        self._extractor: GradientExtractor | UserError
+        self._extractor: IsolatedExtractor | UserError
         try:
-            self._extractor = GradientExtractor(work.extractor, device)
+            self._extractor = IsolatedExtractor(self.loader())
         except UserError as error:  # raised from here, Ray would start the actor again and again
             self._extractor = error
 
+    def loader(self) -> Callable[[], Features]:
+        """What makes the extractor, in the model's own process."""
+        return functools.partial(_load, self._work.extractor, self._work.plan)
+
     def __call__(self, table: pa.Table) -> pa.Table:
         if isinstance(self._extractor, UserError):
-            raise self._extractor
+            return _report(error=str(self._extractor))
         began = time.perf_counter()
         usable = table.filter(pc.is_null(table["reason"]))
-        examples = [
-            TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["truncated"])
-            for row in usable.select(["ids", "response", "truncated"]).to_pylist()
-        ]
-        result = self._extractor(examples)
+        examples = tokenized_examples(usable)
+        try:
+            result = self._extractor(examples)
+        except UserError as error:
+            return _report(error=str(error))
         seconds = time.perf_counter() - began
-        response = np.array([example.response.sum() for example in examples], np.int32)
-        length = np.array([len(example.ids) for example in examples], np.int32)
-        gradients = pa.Table.from_arrays(
-            [
-                usable["id"],
-                usable["source"],
-                store.vector_array(result.gradients, self._work.schema.field("gradient").type.value_type),
-                pa.array(result.norms),
-                pa.array(result.losses),
-                pa.array(length - response),
-                pa.array(response),
-                usable["truncated"],
-            ],
-            schema=self._work.schema,
-        )
         good = pa.array([reason is None for reason in result.reasons], pa.bool_())
-        gradients = gradients.filter(good)
-        rejects = _rejects(table.filter(pc.is_valid(table["reason"]))) + _rejects(
-            usable.set_column(
-                usable.schema.get_field_index("reason"), "reason", pa.array(result.reasons, pa.string())
-            ).filter(pc.invert(good))
-        )
-        name = f"part-{table['id'][0].as_py()}"
-        if gradients.num_rows:
-            store.write_table(store.join(self._work.out, GRADIENTS, f"{name}.parquet"), gradients)
-        if rejects:
-            store.write_json_lines(store.join(self._work.out, "rejects", f"{name}.jsonl"), rejects)
-        return pa.table(
-            {
-                "rows": [gradients.num_rows],
-                "rejects": [len(rejects)],
-                "tokens": [int(length.sum())],
-                "response_tokens": [int(response.sum())],
-                "padded_tokens": [result.padded_tokens],
-                "truncated": [sum(example.truncated for example in examples)],
-                "seconds": [seconds],
-            }
-        )
+        features = feature_table(usable, examples, result, self._work.schema).filter(good)
+        failed = usable.drop_columns("reason").append_column("reason", pa.array(result.reasons, pa.string()))
+        rejects = _rejects(table.filter(pc.is_valid(table["reason"]))) + _rejects(failed.filter(pc.invert(good)))
+        if taken := taken_over(self._work):
+            return _report(error=taken)
+        name = table["unit"][0].as_py()
+        if rejects:  # first: a table without its rejects would look whole
+            store.write_json_lines(store.join(self._work.out, REJECTS, f"{name}.jsonl"), rejects)
+        if features.num_rows:
+            store.write_table(store.join(self._work.out, GRADIENTS, f"{name}.parquet"), features)
+        tokens = sum(len(example.ids) for example in examples)
+        return _report(len(features), len(rejects), tokens, result.padded_tokens, seconds)
+
+
+def _load(config: ExtractorConfig, plan: ActorPlan) -> Extractor:
+    import torch
+
+    if not plan.gpus:
+        torch.set_num_threads(plan.threads)
+    return load_extractor(config, "cuda" if plan.gpus else "cpu")
+
+
+def feature_table(
+    usable: pa.Table, examples: list[TokenizedExample], result: ExampleFeatures, schema: pa.Schema
+) -> pa.Table:
+    """The rows of the gradient table for tokenised examples."""
+    length = np.array([len(example.ids) for example in examples], np.int32)  # (n,)
+    response = np.array([example.response.sum() for example in examples], np.int32)  # (n,)
+    columns = {
+        "id": usable["id"],
+        "source": usable["source"],
+        "gradient": store.vector_array(result.features, schema.field("gradient").type.value_type),
+        "gradient_norm": pa.array(result.norms, pa.float32()),
+        "loss": pa.nulls(len(length), pa.float32()) if result.losses is None else pa.array(result.losses),
+        "prompt_tokens": pa.array(length - response),
+        "response_tokens": pa.array(response),
+        "truncated": usable["truncated"],
+    }
+    if result.difficulties is not None:
+        columns["difficulty"] = pa.array(result.difficulties)
+    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def taken_over(work: Work) -> str | None:
+    """In words, that another run has taken over the folder; None while it has not."""
+    record = json.loads(store.read_text(store.join(work.out, runs.RECORD)) or "{}")
+    if record.get("attempt") == work.attempt:
+        return None
+    return f"--out {work.out} was taken over by another run of the same command, which goes on; this one has ended"
+
+
+def _report(
+    rows: int = 0,
+    rejects: int = 0,
+    tokens: int = 0,
+    padded_tokens: int = 0,
+    seconds: float = 0.0,
+    error: str | None = None,
+) -> pa.Table:
+    values = (*zip(COUNTS, (rows, rejects, tokens, padded_tokens), strict=True), ("seconds", seconds))
+    columns = {name: [value] for name, value in values}
+    return pa.table({**columns, "error": pa.array([error], pa.string())})
 
 
 def _rejects(table: pa.Table) -> list[dict[str, Any]]:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import logging
-import math
 import time
-import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
-from raydpp import __version__, store
-from raydpp.corpus.sample import Sample, choose
-from raydpp.corpus.tokenization import Masking, template_of
+from raydpp import store
+from raydpp.corpus.sample import choose
+from raydpp.corpus.tokenization import Masking
 from raydpp.errors import UserError
-from raydpp.filesystem import resolve
-from raydpp.gradients.extractor import ExtractorConfig
-from raydpp.gradients.model import Dtype, Lora, load_config, load_tokenizer, revision
+from raydpp.extraction.adapters import Adapter
+from raydpp.extraction.extractor import ExtractorConfig, Representation
+from raydpp.extraction.model import Dtype, load_config, load_tokenizer
+from raydpp.extraction.projection import ProjectionKind
 from raydpp.stages import run as runs
-from raydpp.stages.actors import GradientActor, Work, tokenize_table
+from raydpp.stages.actors import Work
 from raydpp.stages.cluster import cluster_plan, connect, explain
+from raydpp.stages.fingerprint import fingerprint
+from raydpp.stages.passes import work_off
+from raydpp.stages.preflight import preflight
 from raydpp.stages.progress import progress_bar
+from raydpp.stages.units import REJECTS, look, sweep, unit_rows
 
 log = logging.getLogger(__name__)
-
-_LIGHT = 0.25  # CPUs: reading and tokenising beside the actors
 
 
 def extract(
@@ -36,12 +35,17 @@ def extract(
     sources: list[str] | None = None,
     limit: int | None = None,
     per_source: int | None = None,
+    representation: Representation = "gradient",
     dimension: int = 1024,
     seed: int = 0,
+    adapter: str = "fresh",
+    layers: str = "all",
     lora_rank: int = 8,
     lora_targets: list[str] | None = None,
+    projection: ProjectionKind = "kronecker",
     max_length: int = 1024,
     end_of_turn: bool = True,
+    difficulty: bool = False,
     dtype: Dtype = "auto",
     batch_tokens: int | None = None,
     store_as: Literal["float16", "float32"] = "float16",
@@ -49,136 +53,122 @@ def extract(
     gpus_per_actor: float | None = None,
     actors: int | None = None,
     address: str | None = None,
+    dry_run: bool = False,
 ) -> runs.Outcome:
     """Turn every conversation of a corpus into a point: its projected LoRA gradient, with unit norm.
 
-    Actors on the cluster each hold the model; each batch of conversations becomes one Parquet file of OUT/gradients.
-    Conversations without a usable gradient go to OUT/rejects with a reason.
+    Actors on the cluster each hold the model; each unit of conversations becomes one Parquet file of OUT/gradients.
+    Conversations without a usable gradient go to OUT/rejects with a reason. Killed at any moment and started again with
+    the same command, it goes on where it was; where the corpus has grown since, only what is new is worked on.
 
     Args:
         corpus: Output folder of raydpp ingest.
         out: Folder to write; it must be new, empty, or this same run's.
-        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file. Actors on
-            other nodes must find it under the same name.
+        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
+            a text encoder. Actors on other nodes must find it under the same name.
         sources: Only conversations of these sources (names as ingest printed them); default all.
         limit: Only this many conversations: those with the smallest ids, which is a uniform sample and always the
             same one; default all.
         per_source: Only this many conversations of each source, those with the smallest ids; default all.
-        dimension: D, the number of coordinates of a projected gradient.
+        representation: How an example is seen: gradient (of its response loss), hidden (the mean of the model's last
+            hidden states over the response) or embedding (a text encoder's mean-pooled output).
+        dimension: D, the number of coordinates of a projected gradient; hidden and embedding have their model's width.
         seed: Seeds the LoRA adapter and the projection.
-        lora_rank: Rank r of the LoRA adapter.
-        lora_targets: Module names to adapt (such as q_proj v_proj); default every linear layer but the output head.
+        adapter: The parameters whose gradients are taken: fresh (a new LoRA adapter), full-weights, or the folder of an
+            adapter that PEFT has trained and saved.
+        layers: Which layers' gradients: all, last:N (the last N transformer blocks; the backward pass ends there), or a
+            regular expression that module names are searched for.
+        lora_rank: Rank r of a fresh LoRA adapter.
+        lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
+            output head.
+        projection: kronecker (two-sided, then sparse) or rademacher (dense: slow, the reference).
         max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
         end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
+        difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
+            without the prompt), which costs one more forward pass.
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
-            on a GPU.
+            on a GPU. Halved where memory runs out.
         store_as: Floating point type of the stored gradients.
         rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by corpus size, 16
             to 4096.
         gpus_per_actor: GPUs of one actor; default 1 where the cluster has or can get GPUs, else 0.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
+        dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.
     """
-    config = dict(locals())
+    config = {name: value for name, value in locals().items() if name != "dry_run"}
     if dimension < 2 or lora_rank < 1 or max_length < 8:
         raise UserError("--dimension must be at least 2, --lora-rank at least 1 and --max-length at least 8")
+    for name, value in (("batch-tokens", batch_tokens), ("rows-per-file", rows_per_file)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: it must be at least 1")
+    if representation == "embedding" and difficulty:
+        raise UserError("--difficulty needs a language model's loss: a text encoder has none")
     corpus_record = runs.require(["ingest"], corpus)
-    run = runs.begin("extract", config, [{"corpus": runs.identity(corpus_record)}])
+    chosen = choose(corpus, corpus_record["counts"]["sources"], sources, limit, per_source)
+    targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
+    extractor = ExtractorConfig(
+        model,
+        representation,
+        Adapter(adapter, lora_rank, targets, seed, layers),
+        projection,
+        dimension,
+        seed,
+        dtype,
+        batch_tokens,
+        difficulty,
+    )
+    if dry_run:
+        return preflight(chosen, extractor, Masking(_longest(max_length, model), end_of_turn), out, store_as)
+    run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
         return run.done
-    chosen = choose(corpus, corpus_record["counts"]["sources"], sources, limit, per_source)
 
-    load_config(model)  # what cannot be loaded is better known before actors are started
+    settings = load_config(model)  # what cannot be loaded is better known before actors are started
     tokenizer = load_tokenizer(model)
+    masking = Masking(_longest(max_length, model), end_of_turn)
     connect(address)
     plan = cluster_plan(gpus_per_actor, actors)
+    exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
+    extractor = replace(extractor, dtype=exact)
+    identity = fingerprint(extractor, masking, tokenizer, store_as)
+    attempt = run.claim(identity)
+    schema = store.gradient_schema(
+        dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
+    )
+    work = Work(run.out, attempt, extractor, masking, schema, plan)
+    sweep(run.out)
+    before = look(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
-    masking = Masking(max_length, end_of_turn)
-    exact = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
-    targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
-    extractor = ExtractorConfig(model, Lora(lora_rank, targets, seed), dimension, seed, exact, batch_tokens)
-    per_file = rows_per_file or min(max(math.ceil(chosen.rows / 64), 16), 4096)
-    schema = store.gradient_schema(dimension, store_as)
-    work = Work(run.out, extractor, masking, schema, plan)
-
-    totals = dict.fromkeys(("rows", "rejects", "tokens", "response_tokens", "padded_tokens", "truncated"), 0)
-    model_seconds, began = 0.0, time.perf_counter()
+    if len(before.ids):
+        log.info("extract: %d of them are done already", len(before.ids))
+    per_file = rows_per_file or unit_rows(chosen.rows)
+    began = time.perf_counter()
     with explain(), progress_bar("extract", chosen.rows, "conversation") as bar:
-        for summary in _dataset(chosen, work, per_file).iter_rows():
-            bar.update(int(summary["rows"] + summary["rejects"]))
-            model_seconds += float(summary["seconds"])
-            for name in totals:
-                totals[name] += int(summary[name])
+        bar.update(len(before.ids))
+        done, session = work_off(chosen, work, before, per_file, bar)
     seconds = time.perf_counter() - began
-    if totals["rows"] + totals["rejects"] != chosen.rows:
-        raise RuntimeError(f"{chosen.rows} conversations went in, but {totals} came out")
-    if not totals["rows"]:
-        raise UserError(f"no conversation has a usable gradient: {run.path('rejects')} says why for each")
-    rate = totals["tokens"] / max(seconds, 1e-9)
-    summary_line = (
-        f"extract: {chosen.rows:,} conversations in = {totals['rows']:,} gradients of {dimension} dimensions"
-        f" + {totals['rejects']:,} rejects, {rate:,.0f} tokens/s -> {run.out}"
+    counts = done.counts
+    if not counts["rows"]:
+        raise UserError(f"no conversation has a usable {representation}: {run.path(REJECTS)} says why for each")
+    rate = session["tokens"] / max(seconds, 1e-9)
+    waste = 1 - session["tokens"] / session["padded_tokens"] if session["padded_tokens"] else 0.0
+    summary = (
+        f"extract: {chosen.rows:,} conversations in = {counts['rows']:,} {representation}s of"
+        f" {schema.field('gradient').type.list_size} dimensions + {counts['rejects']:,} rejects,"
+        f" {rate:,.0f} tokens/s, {waste:.1%} of them padding -> {run.out}"
     )
     return run.finish(
-        summary_line,
-        fingerprint=fingerprint(extractor, masking, tokenizer, store_as),
+        summary,
         corpus=corpus,
-        counts={"in": chosen.rows, **totals},
-        timings={
-            "seconds": round(seconds, 3),
-            "model_seconds": round(model_seconds, 3),
-            "tokens_per_second": rate,
-        },
+        counts={"in": chosen.rows, **counts},
+        timings={"seconds": round(seconds, 3), "tokens_per_second": rate, "padding": waste, **session},
         plan=asdict(plan),
     )
 
 
-def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, store_as: str) -> dict[str, Any]:
-    """Everything a gradient's numbers depend on; tables whose fingerprints differ must not be mixed."""
-    vocabulary = tokenizer.backend_tokenizer.to_str() + template_of(tokenizer)
-    return {
-        "model": extractor.model.rsplit("/", 1)[-1],
-        "revision": revision(extractor.model),
-        "adapter": {"kind": "fresh LoRA", **asdict(extractor.lora)},
-        "tokenizer": hashlib.blake2b(vocabulary.encode(), digest_size=16).hexdigest(),
-        "masking": asdict(masking),
-        "projection": {
-            "kind": "two-sided Rademacher, sparse JL",
-            "dimension": extractor.dimension,
-            "seed": extractor.projection_seed,
-        },
-        "normalisation": "unit norm",
-        "dtype": extractor.dtype,
-        "stored_as": store_as,
-        "raydpp": __version__,
-    }
-
-
-def _dataset(chosen: Sample, work: Work, rows_per_file: int) -> Any:
-    import ray
-    from ray.util.annotations import RayDeprecationWarning
-
-    light: dict[str, Any] = {"batch_format": "pyarrow", "batch_size": None, "num_cpus": _LIGHT}
-    system, _ = resolve(chosen.parts[0].url)
-    paths = [resolve(part.url)[1] for part in chosen.parts]
-    tokenised = (
-        ray.data.read_parquet(paths, filesystem=system, num_cpus=_LIGHT)
-        .select_columns(["id", "source", "messages"])
-        .map_batches(chosen.filter, **light)
-        .repartition(target_num_rows_per_block=rows_per_file)
-        .map_batches(functools.partial(tokenize_table, work=work), **light)
-    )
-    with warnings.catch_warnings():
-        # Without max_task_retries a row that kills its process is tried for ever; Ray has no other name for it yet.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        return tokenised.map_batches(
-            GradientActor,
-            fn_constructor_args=(work,),
-            batch_format="pyarrow",
-            batch_size=rows_per_file,
-            compute=ray.data.ActorPoolStrategy(min_size=work.plan.least, max_size=work.plan.most),
-            num_cpus=work.plan.cpus,
-            num_gpus=work.plan.gpus,
-            max_task_retries=3,
-        )
+def _longest(max_length: int, model: str) -> int:
+    """The most tokens the model can take, or the user wants."""
+    limits = (getattr(load_config(model), "max_position_embeddings", None), load_tokenizer(model).model_max_length)
+    return min(max_length, *(int(limit) for limit in limits if limit))

@@ -1,8 +1,8 @@
 """A stage's output folder: whole or visibly unfinished, and never another run's.
 
 ``run.json`` holds the configuration that replays the run (``raydpp STAGE --config OUT/run.json --out NEW``), versions,
-counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished, and starts anew
-where it did not.
+counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished. Where it did
+not, most stages start anew; one whose work is dear goes on (``resume``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 from raydpp import store
 from raydpp.errors import UserError
 from raydpp.filesystem import resolve
+from raydpp.stages.fingerprint import first_difference
 
 SUCCESS = "_SUCCESS"
 RECORD = "run.json"
 INTERRUPTED = "interrupted"
-EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor"})
+EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file"})
 """Options that say where and how fast a stage runs, not what comes out of it."""
 
 _PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
@@ -54,6 +55,7 @@ class Run:
     out: str
     record: dict[str, Any]
     done: Outcome | None = None
+    old: dict[str, Any] | None = None
     _started: float = field(default_factory=time.perf_counter)
 
     def path(self, *names: str) -> str:
@@ -71,6 +73,33 @@ class Run:
         store.write_json(self.path(RECORD), self.record)
         store.write_text(self.path(SUCCESS), "")
         return Outcome(self.out, self.record, summary)
+
+    def claim(self, fingerprint: Mapping[str, Any]) -> int:
+        """Take over a folder that ``resume`` began, once it is known what this run's numbers depend on.
+
+        Whoever was at work on it before finds another attempt in run.json, and must write no more.
+
+        Returns:
+            The number of this attempt, from 1.
+
+        Raises:
+            UserError: What is there was made with another fingerprint; the message names the field that differs.
+        """
+        before = (self.old or {}).get("fingerprint")
+        self.record["fingerprint"] = json.loads(json.dumps(fingerprint))
+        if before is not None and (difference := first_difference(before, self.record["fingerprint"])):
+            name, old, new = difference
+            raise UserError(
+                f"--out {self.out} holds another run: its {name} was {old!r} and now is {new!r}. Name another folder,"
+                " or delete this one"
+            )
+        attempt = int((self.old or {}).get("attempt", 0)) + 1
+        self.record["attempt"] = attempt
+        store.write_json(self.path(RECORD), self.record)
+        if SUCCESS in (store.names_in(self.out) or ()):  # finished once, but its input has grown
+            system, path = resolve(self.path(SUCCESS))
+            system.delete_file(path)
+        return attempt
 
     def interrupt(self, summary: str, **facts: Any) -> Outcome:
         """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
@@ -96,15 +125,7 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
         UserError: The folder exists and is not this run's; the message names what differs.
     """
     out = str(config["out"])
-    record = {
-        "stage": stage,
-        "status": "unfinished",
-        "config": dict(config),
-        "inputs": list(inputs),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-    record = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
+    record = _new_record(stage, config, inputs)
     names = store.names_in(out)
     if names is None and store.read_text(out) is not None:
         raise UserError(f"--out {out} is a file: name a folder")
@@ -116,12 +137,55 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
         if not untouched and (difference := _difference(old, record)):
             raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
         if SUCCESS in names:
-            return Run(out, old, Outcome(out, old, f"{old['summary']} (done before, nothing to do)", repeated=True))
+            return Run(out, old, _repeated(out, old))
         if not keep:
             system, path = resolve(out)
             system.delete_dir_contents(path)
     store.write_json(store.join(out, RECORD), record)
     return Run(out, record)
+
+
+def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: Sequence[str] = ()) -> Run:
+    """Like ``begin``, for a stage whose unfinished work is kept and whose input may grow; ``claim`` comes next.
+
+    A finished run of the same configuration and the same inputs is ``done``. Of other inputs it is taken up again: the
+    stage must make sure itself that what is there belongs to them.
+
+    Args:
+        stage, config, inputs: As for ``begin``.
+        free: Options that say where the inputs are, and so may differ.
+    """
+    out = str(config["out"])
+    old = _read_record(out) if store.names_in(out) else None
+    if old is None or store.names_in(out) == [RECORD]:
+        run = begin(stage, config, inputs)
+        run.old = {"attempt": (old or {}).get("attempt", 0)}
+        return run
+    record = _new_record(stage, config, inputs)
+    here = {name: record["config"][name] for name in free}
+    alike = {**old, "inputs": record["inputs"], "config": {**old["config"], **here}}
+    if difference := _difference(alike, record):
+        raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+    if old["inputs"] == record["inputs"] and SUCCESS in (store.names_in(out) or ()):
+        return Run(out, old, _repeated(out, old))
+    return Run(out, record, old=old)
+
+
+def _repeated(out: str, record: dict[str, Any]) -> Outcome:
+    return Outcome(out, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
+
+
+def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
+    record = {
+        "stage": stage,
+        "status": "unfinished",
+        "config": dict(config),
+        "inputs": list(inputs),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
+    return found
 
 
 def require(stages: Sequence[str], folder: str, interrupted: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from raydpp import store
 from raydpp.errors import UserError
 from raydpp.filesystem import resolve, split_options
 from raydpp.stages import run as runs
+from raydpp.stages.fingerprint import first_difference
 from raydpp.store import Part
 
 GRADIENTS = "gradients"
@@ -115,13 +116,12 @@ def same_fingerprint(tables: Sequence[GradientTable]) -> None:
             )
         if first.fingerprint is None or other.fingerprint is None:
             continue
-        for field in first.fingerprint.keys() | other.fingerprint.keys():
-            if first.fingerprint.get(field) != other.fingerprint.get(field):
-                raise UserError(
-                    f"{first.name} and {other.name} cannot be compared: their {field} differs"
-                    f" ({first.fingerprint.get(field)} and {other.fingerprint.get(field)})."
-                    " Extract both with the same options"
-                )
+        if difference := first_difference(first.fingerprint, other.fingerprint):
+            field, one, two = difference
+            raise UserError(
+                f"{first.name} and {other.name} cannot be compared: their {field} differs ({one} and {two})."
+                " Extract both with the same options"
+            )
 
 
 def _columns(url: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from raydpp.corpus.tokenization import DEFAULT_TEMPLATE, Masking, TokenizedExample, template_of, tokenize
 from raydpp.errors import RowError
-from raydpp.gradients.model import load_tokenizer
+from raydpp.extraction.model import load_tokenizer
 
 SYSTEM = {"role": "system", "content": "the sky"}
 ASK = {"role": "user", "content": "what is a"}

@@ -1,4 +1,4 @@
-"""Loading the language model whose gradients describe the examples, and giving it LoRA adapters.
+"""Loading the model that sees the examples.
 
 A model is named the way transformers names it (a hub name or a folder), or by the path of a GGUF file. transformers
 reads GGUF slowly (minutes for large files, every time), so a GGUF file is converted once into an ordinary model
@@ -10,38 +10,19 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
-import math
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import nn
 
 from raydpp.errors import UserError
-from raydpp.gradients.projection import derived_generator
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """The LoRA adapter whose gradients are taken (Hu et al. 2021, arXiv 2106.09685).
-
-    Attributes:
-        rank: r, the inner dimension of each adapter.
-        targets: "all-linear", or the module names (suffixes) that PEFT should adapt.
-        seed: Seeds the A matrices; each also depends on its module's name.
-    """
-
-    rank: int = 8
-    targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 0
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
 def cache_folder() -> Path:
@@ -179,62 +160,31 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """float32 on a CPU and bfloat16 on a GPU where "auto"; else as named."""
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    named: torch.dtype = getattr(torch, dtype)
+    return named
 
 
-def load_model(name: str, lora: Lora, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
-    """The frozen model in evaluation mode, with LoRA adapters, on the device. Raises UserError with words."""
+def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
+    """The language model in evaluation mode on the device. Raises UserError with words."""
     from transformers import AutoModelForCausalLM
 
+    return _load(AutoModelForCausalLM, name, device, dtype)
+
+
+def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
+    """A text encoder (or a language model without its head) in evaluation mode. Raises UserError with words."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, name, device, dtype)
+
+
+def _load(kind: Any, name: str, device: torch.device, dtype: Dtype) -> nn.Module:
     try:
         with _quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                local_model(name), dtype=resolve_dtype(dtype, device), attn_implementation="sdpa"
-            )
+            # transformers takes SDPA (flash attention on a GPU) wherever the model has it
+            model: nn.Module = kind.from_pretrained(local_model(name), dtype=resolve_dtype(dtype, device))
     except UserError:
         raise
     except Exception as error:
         raise _explained(name, "model", error) from error
-    return with_lora(model, lora).to(device)
-
-
-def with_lora(model: nn.Module, lora: Lora) -> nn.Module:
-    """The model with fresh LoRA adapters, every parameter frozen, in evaluation mode.
-
-    B is zero, as LoRA starts. A is uniform in +-1/sqrt(inputs), PEFT's own distribution, but drawn from a generator
-    that depends only on the seed and the module's name, so that every actor has the same A.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.rank, lora_dropout=0.0, target_modules=targets)
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(f"LoRA cannot be put on {targets!r} of this model: {error}") from error
-    for name, module in adapted.named_modules():
-        if name.endswith(".lora_A.default"):
-            bound = 1 / math.sqrt(module.in_features)
-            draw = derived_generator(lora.seed, layer_name(name), "lora_A")
-            values = draw.uniform(-bound, bound, size=(lora.rank, module.in_features)).astype(np.float32)
-            with torch.no_grad():
-                module.weight.copy_(torch.from_numpy(values))
-    return adapted.requires_grad_(False).eval()
-
-
-def layer_name(name: str) -> str:
-    """A PEFT module's name without PEFT's own prefix and adapter name: model.layers.0.self_attn.q_proj.lora_B."""
-    return name.removeprefix("base_model.model.").removesuffix(".default")
-
-
-def lora_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The layers whose gradients count, by name: the B side of every adapter.
-
-    With fresh adapters B = 0, and the gradient of A, being B^T times something, is exactly zero; B's is the full
-    weight's gradient times A^T.
-    """
-    return {
-        layer_name(name): module
-        for name, module in model.named_modules()
-        if name.endswith(".lora_B.default") and isinstance(module, nn.Linear)
-    }
+    return model.requires_grad_(False).eval().to(device)

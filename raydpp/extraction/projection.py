@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -36,11 +37,56 @@ def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.nd
     return signs.astype(np.float32) / np.float32(math.sqrt(rows))
 
 
-class Projection:
-    """The map from per-position inputs and output gradients of named linear layers to D coordinates.
+class Projection(Protocol):
+    """A linear map from the gradients of named linear layers to D coordinates."""
+
+    dimension: int
+
+    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
+        """What must be kept of a layer's (n, s, inputs) inputs until its backward pass."""
+
+    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
+        """Add one layer's projected gradients to ``total``, in place.
+
+        Args:
+            total: (n, D), one row an example, in the precision of the sum.
+            name: The layer.
+            reduced: What ``reduce_inputs`` made of the layer's inputs.
+            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
+        """
+
+
+ProjectionKind = Literal["kronecker", "rademacher"]
+
+
+def make_projection(
+    kind: ProjectionKind,
+    shapes: Mapping[str, tuple[int, int]],
+    dimension: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Projection:
+    """The projection of that kind; see KroneckerProjection for the arguments."""
+    from raydpp.extraction.rademacher import RademacherProjection
+
+    known: dict[str, Any] = {"kronecker": KroneckerProjection, "rademacher": RademacherProjection}
+    made: Projection = known[kind](shapes, dimension, seed, device)
+    return made
+
+
+def checked(shapes: Mapping[str, tuple[int, int]], dimension: int) -> None:
+    """ValueError where there is nothing to project, or nothing to project to."""
+    if dimension < 1:
+        raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
+    if not shapes:
+        raise ValueError("there is no layer to project")
+
+
+class KroneckerProjection:
+    """A two-sided map of every layer, then a sparse JL map of all layers' entries together: the default.
 
     Args:
-        shapes: For each layer its weight's (outputs, inputs), in number of features.
+        shapes: For each layer its gradient's (outputs, inputs), in number of features.
         dimension: D, the number of coordinates of the result.
         seed: Same seed, same map; different seeds, independent maps.
         device: Where the maps live.
@@ -56,10 +102,7 @@ class Projection:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if dimension < 1:
-            raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
-        if not shapes:
-            raise ValueError("there is no layer to project")
+        checked(shapes, dimension)
         self.dimension = dimension
         self.rows = max(16, math.ceil(2 * dimension / len(shapes)))
         self._left: dict[str, Tensor | None] = {}
@@ -82,22 +125,13 @@ class Projection:
             return None
         return torch.from_numpy(rademacher(self.rows, features, derived_generator(seed, name, side))).to(device)
 
-    def add_layer(self, total: Tensor, name: str, inputs: Tensor, output_gradients: Tensor) -> None:
-        """Add one layer's projected gradients to ``total``, in place.
+    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
+        """(n, s, inputs) -> (n, s, rows)."""
+        right = self._right[name]
+        return inputs if right is None else inputs @ right.to(inputs.dtype).T
 
-        Args:
-            total: (n, D), one row an example.
-            name: The layer.
-            inputs: (n, s, inputs), what the layer was given at each position.
-            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
-        """
-        left, right = self._left[name], self._right[name]
-        dtype = total.dtype
-        a = inputs.to(dtype)
-        g = output_gradients.to(dtype)
-        if right is not None:
-            a = a @ right.to(dtype).T  # (n, s, rows)
-        if left is not None:
-            g = g @ left.to(dtype).T  # (n, s, rows)
-        small = g.transpose(1, 2) @ a  # (n, rows or outputs, rows or inputs)
-        total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(dtype))
+    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
+        left = self._left[name]
+        g = output_gradients if left is None else output_gradients @ left.to(output_gradients.dtype).T  # (n, s, rows)
+        small = g.to(total.dtype).transpose(1, 2) @ reduced.to(total.dtype)  # (n, rows or outputs, rows or inputs)
+        total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(total.dtype))

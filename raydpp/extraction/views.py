@@ -1,0 +1,142 @@
+"""The ways to see an example (Wang et al. 2024 compare them): gradient, hidden states, text embedding.
+
+All give the same kind of row, so that everything after them is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raydpp.corpus.tokenization import TokenizedExample
+from raydpp.errors import UserError
+from raydpp.extraction.adapters import adapt, site_shapes
+from raydpp.extraction.batches import pad, to_device
+from raydpp.extraction.capture import GradientCapture
+from raydpp.extraction.extractor import Extractor, ExtractorConfig
+from raydpp.extraction.losses import ResponseLoss
+from raydpp.extraction.model import load_encoder, load_model
+from raydpp.extraction.projection import make_projection
+
+
+def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor that a configuration means, with its model loaded. Raises UserError with words."""
+    kinds: dict[str, type[Extractor]] = {
+        "gradient": GradientExtractor,
+        "hidden": HiddenExtractor,
+        "embedding": EmbeddingExtractor,
+    }
+    return kinds[config.representation](config, device)
+
+
+class GradientExtractor(Extractor):
+    """The gradient of the response loss with respect to the adapter, projected to D coordinates."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model, self.sites = adapt(load_model(config.model, self.device, config.dtype), config.adapter)
+        self.dimension = config.dimension
+        shapes = site_shapes(self.sites)
+        self.projection = make_projection(
+            config.projection, shapes, config.dimension, config.projection_seed, self.device
+        )
+        require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model, [site.module for site in self.sites])
+        double = next(self.model.parameters()).dtype == torch.float64
+        self._capture = GradientCapture(self.sites, self.projection, torch.float64 if double else torch.float32)
+        self.one_batch([probe()])
+        if missed := [site.name for site in self.sites if site.name not in self._capture.reached]:
+            raise UserError(
+                f"{config.model!r} computes {missed[0]} without calling it as a layer, so that its gradient cannot be"
+                " captured: leave it out with --layers or --lora-targets"
+            )
+
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, response = pad(examples, self.device)
+        with self._capture(len(ids)):
+            loss, _ = self.loss(ids, response)  # (n,)
+            loss.sum().backward()  # a sum: no example's gradient depends on its neighbours
+            found = {"feature": self._capture.projected(), "loss": loss.detach()}
+        return _with_difficulty(found, self, examples)
+
+
+class HiddenExtractor(Extractor):
+    """The mean of the model's last hidden states over the positions that hold response tokens."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model = load_model(config.model, self.device, config.dtype)
+        require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model)
+        self.dimension = int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        if self.loss.chunked:
+            self.dimension = int(self.model.get_output_embeddings().in_features)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, response = pad(examples, self.device)
+        loss, hidden = self.loss(ids, response)
+        if hidden is None:
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+        found = {"feature": _mean_over(hidden, response), "loss": loss}
+        return _with_difficulty(found, self, examples)
+
+
+class EmbeddingExtractor(Extractor):
+    """A text encoder's last hidden states, averaged over all tokens of the text."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model = load_encoder(config.model, self.device, config.dtype)
+        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, _ = pad(examples, self.device)  # (n, s)
+        lengths = to_device(np.array([len(example.ids) for example in examples]), self.device)
+        own = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]  # (n, s): not padding
+        hidden = self.model(input_ids=ids, attention_mask=own.long()).last_hidden_state  # (n, s, H)
+        return {"feature": _mean_over(hidden, own)}
+
+
+def probe() -> TokenizedExample:
+    """Eight tokens that every vocabulary has, to try a model on."""
+    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
+
+
+def require_causal(model: nn.Module, name: str) -> None:
+    """UserError where a token's logits depend on later tokens: padding would change every feature."""
+    ids = torch.from_numpy(probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+    with torch.no_grad():
+        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
+    if (short - whole).abs().max() > 0.05 * whole.abs().max():
+        raise UserError(
+            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
+            " text encoder"
+        )
+
+
+def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
+    """(n, s, H) states and (n, s) bool -> (n, H) means over the chosen positions, at least in float32."""
+    states = hidden if hidden.dtype == torch.float64 else hidden.float()
+    return (states * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+
+
+def _with_difficulty(
+    found: dict[str, Tensor], extractor: GradientExtractor | HiddenExtractor, examples: list[TokenizedExample]
+) -> dict[str, Tensor]:
+    if extractor.config.difficulty:
+        with torch.no_grad():
+            alone, _ = extractor.loss(*pad([without_prompt(example) for example in examples], extractor.device))
+        found["difficulty"] = found["loss"] / alone
+    return found
+
+
+def without_prompt(example: TokenizedExample) -> TokenizedExample:
+    """The responses alone: their tokens, and the one before each turn's first, which it is predicted from."""
+    kept = example.response.copy()
+    kept[:-1] |= example.response[1:]
+    return TokenizedExample(example.ids[kept], example.response[kept], example.truncated)

@@ -1,0 +1,62 @@
+"""Actors that misbehave on purpose; Ray must pickle them by value, since its workers cannot import tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray import cloudpickle
+
+from raydpp.corpus.tokenization import TokenizedExample
+from raydpp.extraction.extractor import ExampleFeatures
+from raydpp.stages.actors import FeatureActor
+from raydpp.stages.isolation import Features
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+class Deadly:
+    """An extractor whose process dies on every example with a certain token."""
+
+    def __init__(self, token: int, inner: Features) -> None:
+        self._token = token
+        self._inner = inner
+
+    def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+        if any(self._token in example.ids for example in examples):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._inner(examples)
+
+
+def faulty(log: Path, seconds: float = 0.0, dies_once: bool = False, deadly: int | None = None) -> type[FeatureActor]:
+    """A FeatureActor that notes the ids it begins with, takes its time, and dies.
+
+    Args:
+        log: The file for the ids.
+        seconds: The time it takes for a unit.
+        dies_once: Whether the actor dies on the first unit.
+        deadly: A token on which the model's process dies.
+    """
+
+    class Faulty(FeatureActor):
+        def loader(self) -> Any:
+            load = super().loader()
+            return load if deadly is None else lambda: Deadly(deadly, load())
+
+        def __call__(self, table: pa.Table) -> Any:
+            with log.open("a") as stream:
+                stream.write("".join(f"{identity}\n" for identity in table["id"].to_pylist()))
+            time.sleep(seconds)
+            marker = log.with_suffix(".died")
+            if dies_once and not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(table)
+
+    return Faulty
