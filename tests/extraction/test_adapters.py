@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,8 @@ def test_a_fresh_adapter_that_cannot_be_put_on_the_model_is_refused_in_words(tin
         ({"target_modules": ["q_proj"], "modules_to_save": ["mlp"]}, "modules_to_save"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "lora_embedding_A"),
         ({"target_modules": ["q_proj"], "bias": "all"}, "bias"),
+        ({"lora_bias": True}, "bias"),
+        ({"target_modules": ["q_proj"], "target_parameters": ["mlp.up_proj.weight"], "lora_dropout": 0.0}, "mlp"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -149,3 +152,38 @@ def test_what_is_no_adapter_of_this_model_is_refused_in_words(
     of_another_width = saved_adapter(model_folder("llama"))
     with pytest.raises(UserError, match="could not be loaded"):
         adapted(tiny_model, Adapter(of_another_width))
+
+
+def test_an_adapter_that_lacks_some_of_the_models_layers_is_refused(
+    model_folder: Build, saved_adapter: Build, tmp_path: Path
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    deeper = LlamaConfig(**sizes, num_hidden_layers=4, num_key_value_heads=1)
+    LlamaForCausalLM(deeper).save_pretrained(tmp_path / "deeper")
+    with pytest.raises(UserError, match="missing adapter keys"):
+        adapted(str(tmp_path / "deeper"), Adapter(saved_adapter(model_folder("llama"), target_modules=["q_proj"])))
+
+
+@pytest.mark.parametrize("targets", [("embed_tokens",), ("q_proj", "embed_tokens")])
+def test_a_fresh_adapter_goes_on_linear_layers_only(model_folder: Build, targets: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="only be on linear layers"):
+        adapted(model_folder("llama"), Adapter(targets=targets))
+
+
+def test_a_fresh_adapter_on_fused_experts_is_refused_in_words(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = MixtralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2)
+    MixtralForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="only be on linear layers"):
+        adapted(str(tmp_path), Adapter())
+
+
+def test_a_pattern_means_the_same_modules_for_every_kind_of_adapter(model_folder: Build, saved_adapter: Build) -> None:
+    folder = model_folder("llama")
+    for kind in ("fresh", "full-weights", saved_adapter(folder)):
+        _, sites = adapted(folder, Adapter(kind, layers=r"q_proj$"))
+        assert {re.sub(r"\.lora_[AB]$", "", site.name).rsplit(".", 1)[-1] for site in sites} == {"q_proj"}

@@ -155,3 +155,18 @@ def test_padding_is_on_the_right_and_no_part_of_a_response() -> None:
     assert ids.tolist() == [[0, 9, 9], [1, 0, 0], [2, 9, 0]]
     assert response.tolist() == [[False, True, True], [False, False, False], [False, True, False]]
     assert ids.dtype == torch.int64
+
+
+def test_what_ran_out_of_memory_is_done_again_within_the_learned_budget() -> None:
+    sizes = []
+
+    def small_memory(given: list[TokenizedExample]) -> dict[str, torch.Tensor]:
+        sizes.append(10 * len(given))
+        if sizes[-1] > 300:
+            raise torch.OutOfMemoryError("no")
+        return {"a": torch.zeros(len(given))}
+
+    batches = TokenBatches(1000)
+    batches.run([TokenizedExample(np.zeros(10, np.int32), np.ones(10, bool), False)] * 200, small_memory)
+    assert sizes[:3] == [1000, 500, 250]
+    assert max(sizes[2:]) == 250

@@ -11,6 +11,7 @@ import torch
 
 from raydpp.corpus.plain_text import tokenize_text
 from raydpp.corpus.tokenization import TokenizedExample
+from raydpp.errors import UserError
 from raydpp.extraction.extractor import ExampleFeatures, ExtractorConfig, Representation
 from raydpp.extraction.model import load_encoder, load_tokenizer
 from raydpp.extraction.views import load_extractor, without_prompt
@@ -175,3 +176,36 @@ def test_a_real_encoder_finds_similar_sentences_closer() -> None:
     assert found.features.shape == (4, 384)
     near = found.features @ found.features.T
     assert min(near[0, 1], near[2, 3]) > near[:2, 2:].max() + 0.3
+
+
+def test_layers_that_are_handed_all_positions_in_one_row_are_captured(
+    tmp_path: Path, examples: Callable[..., list[TokenizedExample]]
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    OPTForCausalLM(OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=16)).save_pretrained(tmp_path)
+    extractor = load_extractor(ExtractorConfig(str(tmp_path), dimension=16))
+    together, alone = extractor(examples(9, 7)), extractor(examples(9, 7)[:1])
+    assert together.reasons == [None, None]
+    np.testing.assert_allclose(together.features[0], alone.features[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("representation", ["gradient", "hidden"])
+def test_a_model_whose_tokens_see_later_ones_is_refused(representation: Any, tmp_path: Path) -> None:
+    from transformers import BertConfig, BertLMHeadModel
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    model = BertLMHeadModel(BertConfig(**sizes, num_hidden_layers=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="not a causal language model"):
+        load_extractor(ExtractorConfig(str(tmp_path), representation, dimension=16))

@@ -111,3 +111,26 @@ def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, t
         (broken / file.name).write_bytes(b"no" if file.suffix == ".safetensors" else file.read_bytes())
     with pytest.raises(UserError, match="could not be loaded"):
         extract(corpus, str(tmp_path / "out"), str(broken))
+
+
+def test_a_corpus_that_grew_costs_only_its_new_conversations(cluster: None, tiny_model: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"what is {word}", "completion": word} for word in ["a", "b", "c", "red", "blue", "sky"]]
+    files = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
+    for file, some in zip(files, (rows[:4], rows[4:]), strict=True):
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in some))
+    small = ingest(files[:1], str(tmp_path / "small"), files=2).out
+    out = Path(extract(small, str(tmp_path / "out"), tiny_model, dimension=16).out)
+    before = {path: path.stat().st_mtime_ns for path in (out / "gradients").iterdir()}
+    large = ingest(files, str(tmp_path / "large"), files=2).out
+    run = extract(large, str(out), tiny_model, dimension=16)
+    assert run.record["counts"]["rows"] == 6
+    assert run.record["timings"]["rows"] == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    found, wanted = (pq.read_table(folder)["id"].to_pylist() for folder in (out / "gradients", Path(large) / "corpus"))
+    assert sorted(found) == sorted(wanted)
+    with pytest.raises(UserError, match="not among the conversations"):
+        extract(small, str(out), tiny_model, dimension=16)
+    with pytest.raises(UserError, match="its dimension was 16 and now is 32"):
+        extract(large, str(out), tiny_model, dimension=32)
+    with pytest.raises(UserError, match="its seed was 0 and now is 1"):
+        extract(large, str(out), tiny_model, dimension=16, seed=1)

@@ -87,3 +87,38 @@ def test_a_folder_full_of_runs_is_kept(tmp_path: Path) -> None:
     (out / "corpus").mkdir()
     runs.begin("demo", config(out), [], keep=True)
     assert (out / "corpus").exists()
+
+
+def test_a_run_that_resumes_keeps_its_work_and_counts_its_attempts(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = runs.resume("extract", config(out), ["input"])
+    assert first.claim({"model": "m"}) == 1
+    (out / "part").write_text("x")
+    again = runs.resume("extract", config(out), ["input"])
+    assert again.done is None
+    assert again.claim({"model": "m"}) == 2
+    assert (out / "part").exists()
+    again.finish("extract: done")
+    assert runs.resume("extract", config(out), ["input"]).done is not None
+
+
+def test_a_finished_run_whose_input_has_grown_is_taken_up_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = runs.resume("extract", config(out), ["input"])
+    run.claim({"model": "m"})
+    run.finish("extract: done")
+    grown = runs.resume("extract", config(out), ["more input"])
+    assert grown.done is None
+    assert grown.claim({"model": "m"}) == 2
+    assert not (out / "_SUCCESS").exists()
+
+
+def test_a_run_of_another_fingerprint_or_option_is_refused_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    runs.resume("extract", config(out), ["input"]).claim({"model": "m"})
+    (out / "part").write_text("x")
+    with pytest.raises(UserError, match="its model was 'm' and now is 'n'"):
+        runs.resume("extract", config(out), ["input"]).claim({"model": "n"})
+    with pytest.raises(UserError, match="its size was 3 and now is 4"):
+        runs.resume("extract", config(out, size=4), ["input"])
+    assert runs.resume("extract", config(out, size=4), ["input"], free=["size"]).done is None
