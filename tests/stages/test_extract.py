@@ -113,6 +113,7 @@ def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, t
         extract(corpus, str(tmp_path / "out"), str(broken))
 
 
+@pytest.mark.slow
 def test_a_corpus_that_grew_costs_only_its_new_conversations(cluster: None, tiny_model: str, tmp_path: Path) -> None:
     rows = [{"prompt": f"what is {word}", "completion": word} for word in ["a", "b", "c", "red", "blue", "sky"]]
     files = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]

@@ -48,7 +48,7 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tiny_model: str, tm
     with pytest.raises(UserError, match=r"uniform|greedy"):
         measure([table], out, subset="best")  # type: ignore[arg-type]
     other = extract(corpus, str(tmp_path / "other"), tiny_model, dimension=64, seed=1).out
-    with pytest.raises(UserError, match=r"their (adapter|projection) differs"):
+    with pytest.raises(UserError, match=r"their (adapter|projection) seed differs"):
         measure([table, other], out)
     plain = str(tmp_path / "plain.parquet")
     store.write_table(plain, pa.table({"id": ["a"], "x": [1.0]}))
