@@ -22,7 +22,7 @@ from raydpp.stages.fingerprint import fingerprint
 from raydpp.stages.passes import work_off
 from raydpp.stages.preflight import preflight
 from raydpp.stages.progress import progress_bar
-from raydpp.stages.units import REJECTS, look, sweep, unit_rows
+from raydpp.stages.units import REJECTS, look, plan_units, sweep, unit_rows
 
 log = logging.getLogger(__name__)
 
@@ -120,19 +120,23 @@ def extract(
         difficulty,
     )
     if dry_run:
-        return preflight(chosen, extractor, Masking(_longest(max_length, model), end_of_turn), out, store_as)
+        longest = _longest(max_length, load_config(model), load_tokenizer(model))
+        return preflight(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
         return run.done
 
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
     tokenizer = load_tokenizer(model)
-    masking = Masking(_longest(max_length, model), end_of_turn)
+    masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
     connect(address)
     plan = cluster_plan(gpus_per_actor, actors)
     exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
     extractor = replace(extractor, dtype=exact)
     identity = fingerprint(extractor, masking, tokenizer, store_as)
+    per_file = rows_per_file or unit_rows(chosen.rows)
+    if run.old and run.old.get("status") == "finished":
+        plan_units(chosen, look(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
     schema = store.gradient_schema(
         dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
@@ -143,7 +147,6 @@ def extract(
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
     if len(before.ids):
         log.info("extract: %d of them are done already", len(before.ids))
-    per_file = rows_per_file or unit_rows(chosen.rows)
     began = time.perf_counter()
     with explain(), progress_bar("extract", chosen.rows, "conversation") as bar:
         bar.update(len(before.ids))
@@ -168,7 +171,7 @@ def extract(
     )
 
 
-def _longest(max_length: int, model: str) -> int:
+def _longest(max_length: int, settings: Any, tokenizer: Any) -> int:
     """The most tokens the model can take, or the user wants."""
-    limits = (getattr(load_config(model), "max_position_embeddings", None), load_tokenizer(model).model_max_length)
+    limits = (getattr(settings, "max_position_embeddings", None), tokenizer.model_max_length)
     return min(max_length, *(int(limit) for limit in limits if limit))

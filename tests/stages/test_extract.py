@@ -131,6 +131,8 @@ def test_a_corpus_that_grew_costs_only_its_new_conversations(cluster: None, tiny
     assert sorted(found) == sorted(wanted)
     with pytest.raises(UserError, match="not among the conversations"):
         extract(small, str(out), tiny_model, dimension=16)
+    assert (out / "_SUCCESS").exists()
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
     with pytest.raises(UserError, match="its dimension was 16 and now is 32"):
         extract(large, str(out), tiny_model, dimension=32)
     with pytest.raises(UserError, match="its seed was 0 and now is 1"):
