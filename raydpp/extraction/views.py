@@ -21,6 +21,8 @@ from raydpp.extraction.losses import ResponseLoss
 from raydpp.extraction.model import load_encoder, load_model
 from raydpp.extraction.projection import make_projection
 
+_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
+
 
 def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
     """The extractor that a configuration means, with its model loaded. Raises UserError with words."""
@@ -131,7 +133,7 @@ def _with_difficulty(
     if extractor.config.difficulty:
         with torch.no_grad():
             alone, _ = extractor.loss(*pad([without_prompt(example) for example in examples], extractor.device))
-        found["difficulty"] = found["loss"] / alone
+        found["difficulty"] = found["loss"] / alone.clamp(min=_LEAST_LOSS)
     return found
 
 

@@ -75,7 +75,8 @@ def plan_actors(
                 f"--actors {actors} with {gpus:g} GPU each need {actors * gpus:g} GPUs; the cluster can get"
                 f" {gpus_possible:g}: at most {most} actors"
             )
-        return ActorPlan(gpus, 1.0, actors or 1, actors or most, 1)  # the pool grows as GPUs come
+        # The pool grows as GPUs come. Half a CPU: the rest of a machine with as many CPUs as GPUs feeds its actors.
+        return ActorPlan(gpus, 0.5, actors or 1, actors or most, 1)
     cpus = max(now.get("CPU", 1.0), 1.0)
     count = actors or max(1, nodes)
     per_actor = cpus / count
@@ -93,6 +94,31 @@ def cluster_plan(gpus_per_actor: float | None, actors: int | None) -> ActorPlan:
     possible = state.get_max_resources_from_cluster_config() or {}
     nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
     return plan_actors(now, possible, nodes, gpus_per_actor, actors)
+
+
+def threads_of_a_node() -> int:
+    """How many CPUs the largest node of the cluster has."""
+    import ray
+
+    return max([1, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])])
+
+
+def memory_for(need: int, what: str) -> int:
+    """Bytes of memory to ask Ray for, so that it puts no more on a node than fits.
+
+    Raises:
+        UserError: No node has as much, and the cluster does not grow: the task would wait for ever.
+    """
+    import ray
+    from ray._private.state import state
+
+    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if need > most and not state.get_max_resources_from_cluster_config():
+        raise UserError(
+            f"{what}: one task needs about {need / 1e9:.1f} GB of memory, and the largest node has {most / 1e9:.1f} GB"
+            " for tasks: use more --partitions, a smaller --size, or larger nodes"
+        )
+    return need
 
 
 def connect(address: str | None = None) -> None:

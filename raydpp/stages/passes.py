@@ -61,7 +61,8 @@ def _reports(units: list[Unit], work: Work) -> Iterator[dict[str, Any]]:
     )
     # Ray does a unit again, as often as it takes, whose actor or node is gone: what an example could do to its process
     # happens in a process apart, so that no unit can take one actor after the other with it.
-    reports = tokenised.map_batches(
+    # The internal name, as the public one wants a batch size for GPUs: a batch is a unit, whatever its size.
+    reports = tokenised.map_batches_internal(
         FeatureActor,
         fn_constructor_args=(work,),
         batch_format="pyarrow",

@@ -78,6 +78,18 @@ def test_difficulty_is_the_loss_over_that_of_the_response_alone(
     assert load_extractor(ExtractorConfig(folder, view, dimension=16))(given).difficulties is None
 
 
+def test_a_response_known_by_heart_has_a_finite_difficulty(
+    model_folder: Build, examples: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ExtractorConfig(model_folder("llama"), "hidden", dimension=16, difficulty=True)
+    extractor = load_extractor(config)
+    real = extractor.loss
+    monkeypatch.setattr(extractor, "loss", lambda *batch: (0.0 * real(*batch)[0], real(*batch)[1]))
+    found = extractor(examples(8, 20)).difficulties
+    assert found is not None
+    assert found.tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_hidden_is_the_mean_of_the_last_hidden_states_at_response_tokens(
     architecture: str, model_folder: Build, load: Build, examples: Build

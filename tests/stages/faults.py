@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from ray import cloudpickle
 
 from raydpp.corpus.tokenization import TokenizedExample
 from raydpp.extraction.extractor import ExampleFeatures
-from raydpp.stages.actors import FeatureActor
+from raydpp.stages.actors import FeatureActor, Work
 from raydpp.stages.isolation import Features
+from raydpp.stages.shards import _ShardActor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -32,6 +34,16 @@ class Deadly:
         if any(self._token in example.ids for example in examples):
             os.kill(os.getpid(), signal.SIGKILL)
         return self._inner(examples)
+
+
+def on_cpu() -> type[FeatureActor]:
+    """A FeatureActor whose model is on the CPU, for a cluster that only claims to have GPUs."""
+
+    class OnCpu(FeatureActor):
+        def __init__(self, work: Work) -> None:
+            super().__init__(replace(work, plan=replace(work.plan, gpus=0.0)))
+
+    return OnCpu
 
 
 def faulty(log: Path, seconds: float = 0.0, dies_once: bool = False, deadly: int | None = None) -> type[FeatureActor]:
@@ -60,3 +72,31 @@ def faulty(log: Path, seconds: float = 0.0, dies_once: bool = False, deadly: int
             return super().__call__(table)
 
     return Faulty
+
+
+def faulty_shard(log: Path, seconds: float = 0.0, dies_in: int = 0, deaths: int = 0) -> type[_ShardActor]:
+    """A shard's actor that notes its rounds, takes its time, and dies when a round is done but not yet answered.
+
+    Args:
+        log: The file for a line of shard, round, process and node at the beginning of each round.
+        seconds: The time it takes for a round.
+        dies_in: The first round in which an actor may die.
+        deaths: How many times one does, in all shards together.
+    """
+
+    class FaultyShard(_ShardActor):
+        def advance(self, setup: list[Any], news: Any, own: Any) -> Any:
+            import ray
+
+            with log.open("a") as stream:
+                node = ray.get_runtime_context().get_node_id()
+                stream.write(f"{self._number} {news.number} {os.getpid()} {node}\n")
+            time.sleep(seconds)
+            answer = super().advance(setup, news, own)
+            for marker in (log.with_suffix(f".died{death}") for death in range(deaths)):
+                if news.number >= dies_in and not marker.exists():
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+    return FaultyShard

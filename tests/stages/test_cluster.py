@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from raydpp.errors import UserError
-from raydpp.stages.cluster import cluster_plan, explain, plan_actors
+from raydpp.stages.cluster import cluster_plan, explain, memory_for, plan_actors, threads_of_a_node
 
 
 def test_a_laptop_gets_one_actor_and_keeps_a_share_for_reading() -> None:
@@ -21,6 +21,13 @@ def test_a_laptop_gets_one_actor_and_keeps_a_share_for_reading() -> None:
 def test_a_pool_never_takes_every_cpu(cpus: int, actors: int | None) -> None:
     plan = plan_actors({"CPU": float(cpus)}, {}, actors=actors)
     assert plan.cpus * plan.most <= cpus - 0.25
+
+
+@pytest.mark.parametrize("actors", [None, 4])
+def test_a_pool_with_gpus_leaves_cpus_too(actors: int | None) -> None:
+    plan = plan_actors({"CPU": 4.0, "GPU": 4.0}, {}, actors=actors)
+    assert plan.most == 4
+    assert plan.cpus * plan.most <= 4 - 0.25
 
 
 def test_gpus_are_used_where_there_are_or_can_be_some() -> None:
@@ -78,3 +85,10 @@ def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: 
     with pytest.raises(UserError) as caught, explain():
         ray.get(task.remote())
     assert str(caught.value) == "give distinct ids"
+
+
+def test_memory_that_no_node_has_is_refused_in_words(cluster: None) -> None:
+    assert memory_for(10**6, "select") == 10**6
+    with pytest.raises(UserError, match=r"select: one task needs about 9000\.0 GB .* use more --partitions"):
+        memory_for(9 * 10**12, "select")
+    assert threads_of_a_node() == 4

@@ -40,6 +40,29 @@ def test_a_worker_killed_once_costs_nothing(
     assert sorted(found_in(run.out)[0]) == all_ids(corpus)
 
 
+def test_as_many_actors_as_cpus_leave_a_share_for_what_feeds_them(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=4, actors=cpus)
+    assert run.record["plan"]["least"] == cpus  # all of them hold their CPUs before the first unit is tokenised
+    assert sorted(found_in(run.out)[0]) == all_ids(corpus)
+
+
+@pytest.mark.slow
+def test_an_actor_for_every_gpu_is_fed_where_there_are_no_more_cpus(
+    corpus: str, tiny_model: str, tmp_path: Path
+) -> None:
+    arguments = [str(HERE.parents[1]), corpus, str(tmp_path / "out"), tiny_model]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "gpus_claimed.py"), *arguments], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
+    plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
+    assert (plan["gpus"], plan["least"]) == (1.0, 2)
+
+
 def test_rows_that_kill_their_process_every_time_cost_nothing_but_themselves(
     corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
