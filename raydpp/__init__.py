@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raydpp.diversity.distance import LogDetDistance, log_det_distance
     from raydpp.selection.greedy import greedy_map
-    from raydpp.selection.search import Selection
+    from raydpp.selection.picking import Selection
 
 __version__ = "0.1.0"
 __all__ = ["LogDetDistance", "Selection", "greedy_map", "log_det_distance"]

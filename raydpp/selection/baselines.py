@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
-from raydpp.selection.budget import Budget, Ledger, Quotas, in_order
+from raydpp.selection.budget import Budget, Quotas
 from raydpp.selection.conditioning import ordered_log_gains
 from raydpp.selection.features import Features, Ids, UnitRows
 from raydpp.selection.greedy import reporting
 from raydpp.selection.kernels import Kernel, KernelName
+from raydpp.selection.ledger import Ledger, in_order
 from raydpp.selection.ordering import check_scores, id_order, rows_of
-from raydpp.selection.search import Progress, Selection
+from raydpp.selection.picking import Progress, Selection
 
 BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "dedup"]
 

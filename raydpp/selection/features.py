@@ -66,6 +66,10 @@ class UnitRows:
             return self._stored[index].to(dtype) / norms
         return self._stored.index_select(0, index).to(dtype).div_(norms)
 
+    def stored(self, index: np.ndarray) -> np.ndarray:
+        """Some of the rows, (n,), as they are stored: (n, D)."""
+        return self._stored[torch.from_numpy(index).to(self.device)].numpy(force=True)
+
     def part(self, index: Tensor) -> UnitRows:
         """Some of the rows, (n,), as a table of their own (a copy in their storage)."""
         part = copy.copy(self)
@@ -88,14 +92,19 @@ class UnitRows:
             torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1, out=out)
         return (lengths.double() / norms).square_().numpy(force=True)
 
-    def with_rows(self, more: UnitRows) -> UnitRows:
-        """These rows and others of the same dimension behind them (a copy of both)."""
-        if more.dimension != self.dimension:
-            raise UserError(
-                f"the rows owned have {more.dimension} dimensions and the candidates {self.dimension}:"
-                " they must be features of the same kind"
-            )
-        return UnitRows(torch.cat([self._stored, more._stored.to(self._stored)]))
+    def with_rows(self, *others: UnitRows) -> UnitRows:
+        """These rows and others of the same dimension behind them, stored as these are (a copy of all)."""
+        for more in others:
+            if more.dimension != self.dimension:
+                raise UserError(
+                    f"the rows owned have {more.dimension} dimensions and the candidates {self.dimension}:"
+                    " they must be features of the same kind"
+                )
+        everyone = [self, *(UnitRows(more._stored.to(self._stored)) for more in others)]
+        together = copy.copy(self)
+        together._stored = torch.cat([rows._stored for rows in everyone])
+        together._norms = torch.cat([rows._norms for rows in everyone])
+        return together
 
 
 def unit_rows(features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> Tensor:

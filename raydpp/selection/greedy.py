@@ -14,14 +14,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from raydpp.errors import UserError
-from raydpp.selection.budget import Budget, Quotas, in_order
+from raydpp.selection.budget import Budget, Quotas
 from raydpp.selection.conditioning import ordered_log_gains
 from raydpp.selection.features import Features, Ids, UnitRows
 from raydpp.selection.kernels import Kernel, KernelName
-from raydpp.selection.objective import Objective
+from raydpp.selection.ledger import in_order
+from raydpp.selection.objective import Objective, worth
 from raydpp.selection.oracles.choice import OracleName, choose_oracle, make_oracle
 from raydpp.selection.ordering import check_scores, id_order, rows_of
-from raydpp.selection.search import Progress, Search, Selection
+from raydpp.selection.picking import Progress, Selection
+from raydpp.selection.search import Search
 
 log = logging.getLogger(__name__)
 
@@ -116,17 +118,16 @@ def greedy_map(
     rows, owned_rows = _with_owned(rows, owned, ids)  # (N + O, D)
     exclude_rows = np.concatenate([owned_rows[owned_rows < n], rows_of(exclude, ids, n, "exclude")])
     ledger = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).ledger(n)
-    worth = quality_weight * (np.zeros(n) if scores is None else scores)  # (N,)
-    if tokens is not None:
-        worth = worth - (1.0 - quality_weight) * cost_power * np.log(np.asarray(costs, dtype=np.float64))
+    counted = None if tokens is None else np.asarray(costs, dtype=np.float64)
+    value = worth(n, quality_weight, scores, counted, cost_power)  # (N,)
     extra = len(rows) - n
     ledger.extend(extra)
     order = np.concatenate([order, np.arange(n, n + extra)])
-    worth = np.concatenate([worth, np.zeros(extra)])
+    value = np.concatenate([value, np.zeros(extra)])
     most = ledger.at_most
     with reporting(progress, most) as report:
         if quality_weight == 1.0:
-            picks = in_order(ledger, np.lexsort((order, -worth)), report)
+            picks = in_order(ledger, np.lexsort((order, -value)), report)
             return Selection.of(picks, ordered_log_gains(rows, picks, similarity, owned_rows), oracle="by quality")
         if size is not None and at_floor == "stop":
             similarity.check_budget(most + len(owned_rows), rows.dimension)
@@ -134,7 +135,7 @@ def greedy_map(
         log.info("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
         search = Search(
             make_oracle(name, rows, similarity, most + len(owned_rows)),
-            Objective(similarity, 1.0 - quality_weight, worth if worth.any() else None),
+            Objective(similarity, 1.0 - quality_weight, value if value.any() else None),
             order,
             tolerance,
         )
@@ -149,7 +150,7 @@ def greedy_map(
         picks = search.indices[: len(gains)]
         if search.at_floor and at_floor == "continue":
             stopped = f"{stopped}; went on by quality, then by id"
-            picks += in_order(ledger, np.lexsort((order, -worth)), report)
+            picks += in_order(ledger, np.lexsort((order, -value)), report)
             gains = gains + [math.log(similarity.floor)] * (len(picks) - len(gains))
     return Selection.of(picks, gains, stopped, name)
 

@@ -17,6 +17,22 @@ TIE_ABSOLUTE = 1e-12
 absolute (they are what subtraction leaves of the diagonal), so small residuals carry a large relative one."""
 
 
+def worth(
+    rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None, cost_power: float
+) -> np.ndarray:
+    """What each item is worth whatever was picked before, (N,) float64: quality, less what it costs.
+
+    Args:
+        rows: N.
+        weight: w in [0, 1].
+        scores: (N,) quality; None where it does not count.
+        costs: (N,) above 0; None where they do not count.
+        cost_power: a: residuals are divided by cost^a.
+    """
+    found = np.zeros(rows) if scores is None else weight * scores
+    return found if costs is None else found - (1.0 - weight) * cost_power * np.log(costs)
+
+
 @dataclass(frozen=True, eq=False)
 class Objective:
     """(1 - w) log det K_S + sum_{i in S} o_i (Chen et al. 2018, arXiv 1709.05135, section 5), and what ties.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
+from raydpp.selection.messages import Held
 from raydpp.selection.scouting import Rehearsal
 
 
@@ -47,3 +51,23 @@ class Outside:
         if reach + margin < self._best:
             return False
         return margin > 0 or order < self._order[self._reach >= best].min()
+
+
+class HeldBack:
+    """What is known of the items that shards hold back. See ``Outside``."""
+
+    def __init__(self, held: Sequence[Held]) -> None:
+        self._held = held
+        self._best = max(one.best for one in held)
+        self._highest = max(float(one.reach.max(initial=-np.inf)) for one in held)
+
+    def picked(self, index: int) -> None:
+        """Nothing: what is held back is the same."""
+
+    def below(self, best: float, reach: float, order: Any, margin: float) -> bool:
+        """Whether an item of the front that ties with its best score, exact, goes before everything held back."""
+        if best + margin > self._highest:
+            return True
+        if reach + margin < self._best:
+            return False
+        return margin > 0 or not any(one.before(order, best) for one in self._held)

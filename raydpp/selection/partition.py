@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 
 from raydpp import store
 from raydpp.errors import UserError
-from raydpp.selection.budget import OTHERS
+from raydpp.selection.budget import OTHERS, check_costs
 from raydpp.selection.greedy import AtFloor, greedy_map
 from raydpp.selection.kernels import Kernel
+from raydpp.selection.objective import worth
 from raydpp.selection.oracles.choice import OracleName
+from raydpp.selection.picking import Progress, Selection
 from raydpp.selection.quality import Score, combine
-from raydpp.selection.search import Progress, Selection
+from raydpp.selection.shard import Items
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,27 @@ def select_rows(
         progress=progress or False,
     )
     return table.take(pa.array(selection.indices)), selection
+
+
+def items_of(table: pa.Table, request: Request, exclude: pa.Array | None = None) -> Items:
+    """A table's rows as the items of a shard.
+
+    Args:
+        table: n rows with id and features.
+        request: What to select by.
+        exclude: Ids that are not to be picked, here or elsewhere.
+    """
+    shut = pc.is_in(table["id"], pa.array([], pa.string()) if exclude is None else exclude).to_numpy()
+    costs = None if request.tokens is None else np.where(shut, 1.0, numbers(table, request.cost))
+    costs = None if costs is None else check_costs(costs, table.num_rows)
+    return Items(
+        store.vectors(table[request.column]),  # (n, D)
+        table["id"].to_pylist(),
+        worth(table.num_rows, request.weight, request.scores(table), costs, request.cost_power),
+        table["source"].to_numpy().astype(np.str_) if request.minimum or request.maximum else None,
+        costs,
+        np.flatnonzero(shut),
+    )
 
 
 def merge(

@@ -89,8 +89,10 @@ def watch(references: Sequence[Any], counter: Any, bar: Any, stoppable: bool = F
             done = ray.get(counter.done.remote())
             bar.n = done if bar.total is None else min(done, bar.total)
             gain = ray.get(counter.gain.remote())
+            notes = {"tasks": f"{len(references) - len(waiting)}/{len(references)}"} if len(references) > 1 else {}
             if not math.isnan(gain):
-                bar.set_postfix(log_gain=f"{gain:.3f}", refresh=False)
+                notes["log_gain"] = f"{gain:.3f}"
+            bar.set_postfix(notes, refresh=False)
             bar.update(0)
         except KeyboardInterrupt:
             if not stoppable or stopped:

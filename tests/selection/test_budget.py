@@ -4,11 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from raydpp.errors import UserError
-from raydpp.selection.budget import Budget, Ledger, count_of, in_order
+from raydpp.selection.budget import Budget, check_costs, count_of
+from raydpp.selection.ledger import in_order
 
 
 def test_a_budget_is_a_count_or_a_fraction() -> None:
@@ -31,62 +30,11 @@ def test_a_budget_is_a_count_or_a_fraction() -> None:
             count_of(size, 100)  # type: ignore[arg-type]
 
 
-def take_all(ledger: Ledger, order: np.ndarray) -> list[int]:
-    return in_order(ledger, order)
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 40), data=st.data())
-def test_quotas_are_kept_whatever_the_order(seed: int, rows: int, data: st.DataObject) -> None:
-    random = np.random.default_rng(seed)
-    sources = random.choice(["a", "b", "c", "d"], rows)
-    counts = {source: int((sources == source).sum()) for source in set(sources.tolist())}
-    size = data.draw(st.integers(1, rows))
-    maximum = {source: data.draw(st.integers(0, rows)) for source in counts if data.draw(st.booleans())}
-    minimum: dict[str, float] = {}
-    for source, count in counts.items():
-        room = size - int(sum(minimum.values()))
-        minimum[source] = data.draw(st.integers(0, max(0, min(room, count, maximum.get(source, rows)))))
-    ledger = Budget(size, sources=sources, minimum=minimum, maximum=maximum).ledger(rows)
-    picks = take_all(ledger, random.permutation(rows))
-    picked = {source: int((sources[picks] == source).sum()) for source in counts}
-    assert len(set(picks)) == len(picks)
-    for source in counts:
-        assert minimum[source] <= picked[source] <= maximum.get(source, rows)
-    possible = sum(min(counts[source], maximum.get(source, rows)) for source in counts)
-    assert len(picks) == min(size, possible)
-
-
 def test_a_minimum_is_of_what_there_is_and_the_star_is_everyone_else() -> None:
     sources = list("aaabbbbcc")
     ledger = Budget(6, sources=sources, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5}).ledger(9)
-    picks = take_all(ledger, np.arange(9))
+    picks = in_order(ledger, np.arange(9))
     assert sorted(np.array(sources)[picks].tolist()) == list("abbbcc")
-
-
-@settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 30), tokens=st.floats(1, 200))
-def test_tokens_are_never_overspent_and_nothing_that_fits_is_left(seed: int, rows: int, tokens: float) -> None:
-    random = np.random.default_rng(seed)
-    costs = random.integers(1, 60, rows).astype(float)
-    ledger = Budget(tokens=tokens, costs=costs).ledger(rows)
-    most = ledger.at_most
-    picks = take_all(ledger, random.permutation(rows))
-    spent = costs[picks].sum()
-    assert spent <= tokens
-    rest = np.delete(costs, picks)
-    assert ledger.full
-    assert len(picks) <= most
-    assert not len(rest) or spent + rest.min() > tokens
-
-
-def test_what_is_excluded_or_put_behind_is_never_eligible() -> None:
-    ledger = Budget(5, exclude=[0, 3]).ledger(6)
-    ledger.extend(2)
-    assert ledger.at_most == 4
-    assert take_all(ledger, np.arange(8)) == [1, 2, 4, 5]
-    assert not ledger.full
-    assert ledger.why_nothing() == "no item is left"
 
 
 @pytest.mark.parametrize(
@@ -111,3 +59,40 @@ def test_what_is_excluded_or_put_behind_is_never_eligible() -> None:
 def test_a_mistake_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Budget(**arguments).ledger(4)
+
+
+def test_an_opening_has_no_items_and_the_limits_of_all() -> None:
+    budget = Budget(0.5, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5})
+    ledger = budget.opening(12, {"a": 3, "b": 4, "c": 2})
+    assert (len(ledger.eligible), ledger.left, ledger.terms[0]) == (0, 6, None)
+    sources = np.array(list("aaabbbbcc"))
+    ledger.admit(np.unique(sources, return_inverse=True)[1], np.full(9, np.inf))
+    assert sorted(sources[in_order(ledger, np.arange(9))].tolist()) == list("abbbcc")
+    spent = Budget(tokens=7.0).opening(12, {"": 12})
+    spent.admit(np.zeros(4, dtype=np.int64), np.array([3.0, 5.0, 4.0, 1.0]))
+    assert in_order(spent, np.arange(4)) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"size": 13}, "a budget of 13 is larger than the pool of 12"),
+        ({"tokens": 0.0}, "a budget of 0.0 tokens: give a number above 0"),
+        ({"tokens": float("nan")}, "a budget of nan tokens"),
+        ({"size": 2, "maximum": {"z": 1}}, "no such source: there are a, b"),
+        ({"size": 2, "minimum": {"a": 2}, "maximum": {"a": 1}}, "above its maximum"),
+        ({"size": 2, "minimum": {"*": 2}}, "add up to 4, more than the budget of 2"),
+        ({"minimum": {"a": 1}}, "needs a budget in items"),
+    ],
+)
+def test_a_mistake_is_refused_at_the_opening_too(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Budget(**arguments).opening(12, {"a": 6, "b": 6})
+
+
+def test_costs_are_numbers_above_0_one_an_item() -> None:
+    assert check_costs([1, 2], 2).tolist() == [1.0, 2.0]
+    with pytest.raises(UserError, match="2 costs for 3 items"):
+        check_costs([1, 2], 3)
+    with pytest.raises(UserError, match=r"2 costs are not numbers above 0 \(rows \[0, 2\]\)"):
+        check_costs(np.array([0.0, 1.0, np.inf]), 3)

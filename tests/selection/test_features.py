@@ -85,3 +85,31 @@ def test_rows_of_another_dimension_cannot_stand_behind() -> None:
     assert torch.equal(rows.with_rows(UnitRows(sphere(2, 3, 1))).take()[4:], UnitRows(sphere(2, 3, 1)).take())
     with pytest.raises(UserError, match="have 5 dimensions and the candidates 3"):
         rows.with_rows(UnitRows(sphere(2, 5)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rows_are_told_as_they_are_stored(dtype: type) -> None:
+    x: np.ndarray = (1.001 * sphere(20, 5)).astype(dtype)
+    stored = UnitRows(x).stored(np.array([7, 0, 7]))
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored, x[[7, 0, 7]])
+    stored[:] = 0.0
+    np.testing.assert_array_equal(UnitRows(x).stored(np.array([7])), x[[7]])
+    assert (x[7] != 0).all()
+    assert UnitRows(x).stored(np.empty(0, dtype=np.int64)).shape == (0, 5)
+
+
+def test_rows_behind_others_are_stored_as_these_are_and_have_norms_of_their_own() -> None:
+    first, more = 0.9995 * sphere(4, 3), (1.001 * sphere(3, 3, 1)).astype(np.float32)
+    rows = UnitRows(first)
+    both = rows.with_rows(UnitRows(more))
+    assert (len(rows), len(both)) == (4, 7)
+    assert both.stored(np.array([6])).dtype == np.float64
+    torch.testing.assert_close(both.take().norm(dim=1), torch.ones(7, dtype=torch.float64), rtol=0, atol=1e-15)
+    expected = np.concatenate([unit_rows(first).numpy(), unit_rows(more).numpy()])
+    np.testing.assert_array_equal(both.take().numpy(), expected)
+    np.testing.assert_array_equal(
+        both.with_rows(rows, rows).take().numpy(), expected[[*range(7), *range(4), *range(4)]]
+    )
+    half = UnitRows(sphere(4, 3).astype(np.float16)).with_rows(UnitRows(more))
+    np.testing.assert_array_equal(half.take().numpy()[4:], unit_rows(more.astype(np.float16)).numpy())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.objective import Objective
+from raydpp.selection.objective import Objective, worth
 
 
 def test_what_ties_is_a_matter_of_rounding() -> None:
@@ -35,3 +35,13 @@ def test_residuals_are_those_at_which_items_have_a_score() -> None:
     for objective in (Objective(Kernel()), Objective(Kernel(), 0.4, np.array([0.5, 0.0, -1.0]))):
         found = objective.residuals(-0.8, rows)
         np.testing.assert_allclose(objective.scores(found, rows)[0], -0.8)
+
+
+def test_what_an_item_is_worth_is_its_quality_less_what_it_costs() -> None:
+    scores, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
+    assert worth(2, 0.0, None, None, 1.0).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(worth(2, 0.25, scores, None, 1.0), [0.25, -0.5])
+    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 2.0), [0.25, -2.0])
+    np.testing.assert_allclose(worth(2, 0.25, None, costs, 2.0), [0.0, -1.5])
+    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 0.0), [0.25, -0.5])
+    assert scores.tolist() == [1.0, -2.0]

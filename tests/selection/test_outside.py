@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from raydpp.selection.outside import Outside
+from raydpp.selection.messages import Held
+from raydpp.selection.outside import HeldBack, Outside
 from raydpp.selection.scouting import Rehearsal
 
 SCORES = np.array([-1.0, -2.0, -3.0, -2.5])
@@ -40,3 +43,57 @@ def test_what_the_rehearsal_left_out_counts_until_the_picks_that_lower_it_are_ma
     outside.picked(0)
     assert outside.below(-2.5, -2.5, 3, 0.0)
     assert not outside.below(-2.6, -2.6, 3, 0.0)
+
+
+HELD = [
+    Held(-2.0, np.array([-2.0 + 1e-9, -3.0 + 1e-9]), ["m", "c"], "a"),
+    Held(-2.5, np.array([-2.5 + 1e-9]), ["k"], None),
+    Held(-np.inf, np.empty(0), [], None),
+]
+
+
+def test_a_pick_is_better_than_all_that_shards_hold_back_or_ties_and_comes_first() -> None:
+    outside = HeldBack(HELD)
+    assert outside.below(-1.5, -1.5 + 1e-9, "z", 0.0)
+    assert not outside.below(-2.1, -2.1 + 1e-9, "a", 0.0)
+    assert outside.below(-2.0, -2.0 + 1e-9, "b", 0.0)
+    assert not outside.below(-2.0, -2.0 + 1e-9, "n", 0.0)
+    assert outside.below(-2.0 - 5e-10, -2.0 + 5e-10, "b", 0.0)  # within rounding
+    assert not outside.below(-2.0 + 5e-10, -2.0 - 5e-10, "b", 0.0)  # it ties with the front's best and not with all
+    outside.picked(3)
+    assert not outside.below(-2.1, -2.1 + 1e-9, "a", 0.0)
+
+
+def test_a_margin_is_what_a_pick_may_fall_short_of_what_is_held_back_by() -> None:
+    outside = HeldBack(HELD)
+    assert outside.below(-2.1, -2.1 + 1e-9, "z", 0.2)
+    assert not outside.below(-2.3, -2.3 + 1e-9, "a", 0.2)
+
+
+def test_nothing_held_back_is_below_everything() -> None:
+    assert HeldBack(HELD[2:]).below(-50.0, -50.0, "z", 0.0)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    items=st.lists(st.tuples(st.integers(-6, 0), st.integers(0, 2)), min_size=1, max_size=12),
+    best=st.integers(-7, 1),
+    margin=st.sampled_from([0.0, 1.5]),
+    seed=st.integers(0, 99),
+)
+def test_what_shards_say_of_what_they_hold_back_tells_as_much_as_all_of_it(
+    items: list[tuple[int, int]], best: int, margin: float, seed: int
+) -> None:
+    order = np.random.default_rng(seed).permutation(len(items) + 1)
+    scores = np.array([score for score, _ in items], dtype=float)
+    whole = Outside(np.append(scores, best), np.append(scores, best) + 0.25, order, np.array([len(items)]))
+    held = []
+    for shard in range(3):
+        mine = sorted((i for i, (_, at) in enumerate(items) if at == shard), key=lambda i: -scores[i])
+        names = [f"{order[i]:02d}" for i in mine]
+        first = [min(names[: k + 1]) for k in range(len(names))]
+        held.append(Held(max(scores[mine], default=-np.inf), scores[mine] + 0.25, first, None))
+    for high in (float(best), best + 0.2):
+        assert HeldBack(held).below(high, high + 0.25, f"{order[-1]:02d}", margin) == whole.below(
+            high, high + 0.25, int(order[-1]), margin
+        )

@@ -8,7 +8,7 @@ from raydpp import store
 from raydpp.errors import UserError
 from raydpp.selection.greedy import greedy_map
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.partition import Request, merge, numbers, select_rows
+from raydpp.selection.partition import Request, items_of, merge, numbers, select_rows
 from raydpp.selection.quality import Score
 
 
@@ -96,3 +96,27 @@ def test_a_column_that_is_not_numbers_is_refused() -> None:
         numbers(table, "a")
     with pytest.raises(UserError, match="'b' is string, not numbers"):
         numbers(table, "b")
+
+
+def test_a_tables_rows_become_the_items_of_a_shard() -> None:
+    table = rows(6).append_column("source", pa.array(["a", None, "b"] * 2))
+    table = table.set_column(2, "response_tokens", pa.array([0, 2, 3, 4, 5, 6]))
+    plain = items_of(table, Request(Kernel()))
+    np.testing.assert_array_equal(plain.features, store.vectors(table["gradient"]))
+    assert list(plain.ids) == table["id"].to_pylist()
+    assert (plain.sources, plain.costs, plain.exclude.tolist()) == (None, None, [])
+    assert plain.worth is not None
+    assert not plain.worth.any()
+    score = Score("response_tokens", 1.0, 3.0, 1.0)
+    request = Request(Kernel(), quality=(score,), weight=0.5, tokens=9.0, cost_power=2.0, maximum={"a": 1})
+    items = items_of(table, request, pa.array(["0000", "0004", "elsewhere"]))
+    assert items.exclude.tolist() == [0, 4]
+    assert items.sources is not None
+    assert items.costs is not None
+    assert items.worth is not None
+    assert items.sources.tolist() == ["a", "None", "b"] * 2
+    assert items.costs[[1, 2, 3, 5]].tolist() == [2.0, 3.0, 4.0, 6.0]
+    np.testing.assert_allclose(items.worth[[1, 5]], [-0.5 - np.log(2), 1.5 - np.log(6)])
+    assert np.isfinite(items.worth).all()
+    with pytest.raises(UserError, match=r"1 costs are not numbers above 0 \(rows \[0\]\)"):
+        items_of(table, request, pa.array(["0004"]))

@@ -26,6 +26,16 @@ def test_the_bar_follows_what_tasks_report(cluster: None, capsys: pytest.Capture
     assert "stage" in capsys.readouterr().err
 
 
+def test_the_bar_says_how_many_of_several_tasks_are_done(cluster: None) -> None:
+    import ray
+
+    counter: Any = ray.remote(num_cpus=0)(Counter).remote()
+    task = ray.remote(lambda: None)
+    with progress_bar("stage", 7, "picks") as bar:
+        watch([task.remote() for _ in range(3)], counter, bar)
+        assert "tasks=3/3" in bar.postfix
+
+
 def test_a_failing_task_is_raised(cluster: None) -> None:
     import ray
 

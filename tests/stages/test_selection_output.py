@@ -12,8 +12,8 @@ from raydpp import store
 from raydpp.errors import UserError
 from raydpp.selection.kernels import Kernel
 from raydpp.selection.partition import Request
+from raydpp.selection.picking import Selection
 from raydpp.selection.quality import Score
-from raydpp.selection.search import Selection
 from raydpp.stages.distributed import Picked
 from raydpp.stages.run import Run
 from raydpp.stages.selection_output import write_examples, write_selection

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +12,32 @@ _NOISE = {torch.float32: 1e-6, torch.float64: 1e-13}
 _CAUTION = 4.0
 _RESOLUTION = 50.0
 _GONE = np.iinfo(np.int64).max  # what a pick has seen: it is never out of date
+
+
+@dataclass(frozen=True, eq=False)
+class Exact:
+    """Residuals that are exact, given all picks.
+
+    Attributes:
+        rows: (n,) int64: the items.
+        residuals: (n,) float64; 0 for a pick.
+        picked: Places in ``rows`` of the picks.
+    """
+
+    rows: np.ndarray
+    residuals: np.ndarray
+    picked: list[int]
+
+    @classmethod
+    def nothing(cls) -> Exact:
+        """Of no items."""
+        return cls(np.empty(0, dtype=np.int64), np.empty(0), [])
+
+    @property
+    def unpicked(self) -> tuple[np.ndarray, np.ndarray]:
+        """The items that are no picks, and their residuals."""
+        kept = np.delete(np.arange(len(self.rows)), self.picked)
+        return self.rows[kept], self.residuals[kept]
 
 
 class Bounds:

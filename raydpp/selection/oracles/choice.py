@@ -10,7 +10,9 @@ from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
 from raydpp.selection.oracles import Oracle
 from raydpp.selection.oracles.cholesky_pool import CholeskyPool
+from raydpp.selection.oracles.factor import Factor
 from raydpp.selection.oracles.feature_space import MIN_RIDGE, FeatureSpace
+from raydpp.selection.oracles.posterior import Posterior
 from raydpp.selection.oracles.textbook import Textbook
 
 OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
@@ -46,3 +48,16 @@ def make_oracle(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> 
         "feature-space": lambda: FeatureSpace(rows, kernel),
     }
     return makers[choose_oracle(name, kernel, len(rows), rows.dimension, size)]()
+
+
+def oracle_of_rounds(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
+    """The oracle for rounds: as ``choose_oracle``, but for the textbook one, which cannot wait for a round."""
+    chosen = choose_oracle(name, kernel, rows, dimension, size)
+    if name == "textbook":
+        raise UserError("exact rounds over many shards have no textbook oracle: use cholesky, feature-space or auto")
+    return "cholesky" if chosen == "textbook" else chosen
+
+
+def make_given(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> Factor | Posterior:
+    """What is known of rows, exactly, given at most ``size`` picks: by the oracle's name, without its bounds."""
+    return Posterior(rows, kernel) if name == "feature-space" else Factor(rows, kernel, size)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.oracles.bounds import Bounded, Bounds, square_sums
+from raydpp.selection.oracles.bounds import Bounded, Bounds, Exact, square_sums
 from raydpp.selection.oracles.factor import WIDTH, Factor
 from raydpp.selection.oracles.front import DenseFront, LazyFront
 from raydpp.selection.oracles.panels import Panels
@@ -147,12 +147,25 @@ class CholeskyPool(Bounded):
     def close(self, front: DenseFront) -> None:
         """Take the front's picks into account: in its own items, exactly, and in the pool."""
         self._factor.close(front)
-        self._bounds.picks += len(front.picked)
+        self._follow(len(front.picked))
+        self._bounds.exact(front.rows, front.residuals, front.picked)
+
+    def append(self, features: Tensor, known: Exact) -> None:
+        """Take picks made elsewhere into account, (k, D) float64, and the exact residuals of some items after them."""
+        self._factor.append(features)
+        self._follow(len(features))
+        if self._bounds.measure(*known.unpicked) and self._storage == torch.float32:
+            self._bounds.start_anew(torch.float64)
+            self._store_as(torch.float64)
+        self._bounds.exact(known.rows, known.residuals, known.picked)
+
+    def _follow(self, count: int) -> None:
+        """Take the last ``count`` picks into account in the pool."""
+        self._bounds.picks += count
         if self._pool is not None and self._bounds.picks > self._pool.block.shape[1]:
             self._break_up()
         if self._pool is not None:
             self._extend(self._pool)
-        self._bounds.exact(front.rows, front.residuals, front.picked)
 
     def _extend(self, pool: _Pool) -> None:
         """Condition the pool on the picks that it has not seen."""

@@ -20,6 +20,9 @@ class Factor:
 
     Kept in column panels of which only the part below the diagonal block exists: some 4 M^2 bytes.
 
+    Attributes:
+        rows: The features; more may come behind them.
+
     Args:
         rows: The (N, D) features.
         kernel: The kernel.
@@ -27,7 +30,7 @@ class Factor:
     """
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int) -> None:
-        self._rows = rows
+        self.rows = rows
         self._kernel = kernel
         self._size = size
         self._count = 0
@@ -82,8 +85,9 @@ class Factor:
         Costs O(t^2) for each item that was not in the last front, in matrix products, and nothing for the others.
         """
         place = {row: i for i, row in enumerate(self._known.tolist())}
-        before = torch.tensor([place.get(row, -1) for row in rows.tolist()], device=self._rows.device)  # (p,)
-        features = self._rows.take(torch.from_numpy(rows).to(self._rows.device))  # (p, D)
+        places = [place.get(row, -1) for row in rows.tolist()]
+        before = torch.tensor(places, dtype=torch.int64, device=self.rows.device)  # (p,)
+        features = self.rows.take(torch.from_numpy(rows).to(self.rows.device))  # (p, D)
         solved = features.new_empty(len(rows), self._count)  # (p, t)
         old, new = before >= 0, before < 0
         solved[old] = self._known_rows[before[old]]
@@ -95,22 +99,33 @@ class Factor:
 
     def close(self, front: DenseFront) -> Tensor:
         """Append the picks of the last front opened; returns L^-1 k(S, i) of its items, (p, t) float64."""
-        columns = torch.from_numpy(front.columns).to(self._rows.device)  # (p, k)
+        columns = torch.from_numpy(front.columns).to(self.rows.device)  # (p, k)
         self._known_rows = torch.cat([self._known_rows, columns], dim=1)
-        picked = torch.tensor(front.picked, dtype=torch.int64, device=self._rows.device)
-        appended = self._known_rows[picked]  # (k, t + k)
+        picked = torch.tensor(front.picked, dtype=torch.int64, device=self.rows.device)
+        self._grow(self._known_features[picked], self._known_rows[picked])
+        return self._known_rows
+
+    def append(self, features: Tensor) -> None:
+        """Append picks that are none of the rows: (k, D) float64, each above the floor given those before it."""
+        for some in features.split(WIDTH):
+            solved = self._solve(some)  # (k, t)
+            corner = self._kernel.matrix(some).addmm_(solved, solved.T, alpha=-1.0)  # (k, k)
+            self._grow(some, torch.cat([solved, torch.linalg.cholesky(corner)], dim=1))
+        self._known, self._known_rows = self._known[:0], self._known_rows.new_empty(0, self._count)
+
+    def _grow(self, features: Tensor, appended: Tensor) -> None:
+        """Append k picks: their features, (k, D), and rows of L, (k, t + k), whatever is right of the diagonal."""
         start = self._count
         appended[:, start:].tril_()
-        self._count += len(picked)
+        self._count += len(appended)
         self._features = with_room(self._features, self._count, self._size)
-        self._features[start : self._count] = self._known_features[picked]
+        self._features[start : self._count] = features
         for panel, offset in enumerate(range(0, self._count, WIDTH)):
             if panel == len(self._panels):
                 self._panels.append(self._features.new_empty(0, WIDTH))
             grown = self._panels[panel] = with_room(self._panels[panel], self._count - offset, self._size - offset)
             first, stop = max(start, offset), min(offset + WIDTH, self._count)
             grown[first - offset : self._count - offset, : stop - offset] = appended[first - start :, offset:stop]
-        return self._known_rows
 
     def _solve(self, features: Tensor) -> Tensor:
         """L^-1 k(S, i), panel by panel: (g, D) -> (g, t)."""

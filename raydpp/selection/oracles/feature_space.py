@@ -9,8 +9,9 @@ from torch import Tensor
 from raydpp.errors import UserError
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.oracles.bounds import Bounded, Bounds
+from raydpp.selection.oracles.bounds import Bounded, Bounds, Exact
 from raydpp.selection.oracles.front import DenseFront, LazyFront
+from raydpp.selection.oracles.posterior import Posterior
 
 MIN_RIDGE = 1e-4
 """Below this ridge the D x D matrices are too ill-conditioned to agree with the other oracles to rounding."""
@@ -51,14 +52,12 @@ class FeatureSpace(Bounded):
         self._rows = rows
         self._kernel = kernel
         self._ridge = float(kernel.ridge or 0.0)
-        self._precision = torch.eye(rows.dimension, dtype=torch.float64, device=rows.device)  # A: (D, D)
-        self._covariance = self._precision.clone()  # A^-1: (D, D)
+        self._posterior = Posterior(rows, kernel)
         self._bounds = Bounds(len(rows), kernel.variance, torch.float32)
         self._dtype = torch.float32
         self._pool: np.ndarray | None = None  # (n,)
         self._pool_rows = rows  # (n, D)
         self._drops: list[Tensor] = []  # (k, D) of each of the last fronts, of at most D picks together
-        self._front_features = self._precision[:0]  # (p, D)
 
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
@@ -70,10 +69,7 @@ class FeatureSpace(Bounded):
         behind = rows[seen[rows] < picks]  # (b,)
         oldest = picks - sum(len(drop) for drop in self._drops)
         if len(anew := behind[seen[behind] < oldest]):
-            factor = torch.linalg.cholesky(self._precision)  # (D, D)
-            self._covariance = torch.cholesky_inverse(factor)
-            identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            inverse = torch.linalg.solve_triangular(factor, identity, upper=False).to(self._dtype)  # (D, D)
+            inverse = self._posterior.factor_anew().to(self._dtype)  # (D, D)
             self._bounds.approximate(anew, self._ridge + self._rows.square_sums(inverse.T, self._index(anew)), picks)
         start = picks
         for at in range(len(self._drops) - 1, -1, -1):
@@ -99,7 +95,7 @@ class FeatureSpace(Bounded):
         if (self._pool[place] != rows).any():
             return None
         features = self._rows.take(self._index(rows), self._dtype)  # (n, D)
-        given = features @ self._covariance.to(self._dtype)  # (n, D)
+        given = features @ self._posterior.covariance.to(self._dtype)  # (n, D)
 
         def covariances(some: np.ndarray) -> np.ndarray:
             return (given @ features[torch.from_numpy(some).to(given.device)].T).double().numpy(force=True)
@@ -108,28 +104,34 @@ class FeatureSpace(Bounded):
 
     def open(self, rows: np.ndarray) -> DenseFront:
         """A front of these items, (p,) int64."""
-        features = self._front_features = self._rows.take(self._index(rows))  # (p, D)
-        covariance = (features @ self._covariance) @ features.T  # (p, p)
-        covariance.diagonal().add_(self._ridge)
-        front = DenseFront(rows, covariance.numpy(force=True))
-        if self._bounds.measure(rows, front.residuals) and self._dtype == torch.float32:
-            self._bounds.start_anew(torch.float64)
-            self._dtype, self._pool, self._drops = torch.float64, None, []
+        front = self._posterior.open(rows)
+        self._measure(rows, front.residuals)
         return front
 
     def close(self, front: DenseFront) -> None:
         """Take the front's picks into account: in its own items and in the pool."""
-        if front.picked:
-            picked = torch.tensor(front.picked, device=self._rows.device)
-            features = self._front_features[picked]  # (k, D)
-            factor = torch.from_numpy(front.columns[front.picked]).to(features).tril_()  # (k, k)
-            self._precision.addmm_(features.T, features, alpha=1.0 / self._ridge)
-            drop = torch.linalg.solve_triangular(factor, features @ self._covariance, upper=False)  # (k, D)
-            self._covariance.addmm_(drop.T, drop, alpha=-1.0)
-            self._bounds.picks += len(front.picked)
-            self._drops.append(drop.to(self._dtype))
-            while sum(len(drop) for drop in self._drops) > self._rows.dimension:
-                self._drops.pop(0)  # to start anew costs no more
-            if self._pool is not None:
-                self._lower(self._pool, self._pool_rows.square_sums(drop.to(self._dtype).T))
+        self._follow(self._posterior.close(front))
         self._bounds.exact(front.rows, front.residuals, front.picked)
+
+    def append(self, features: Tensor, known: Exact) -> None:
+        """Take picks made elsewhere into account, (k, D) float64, and the exact residuals of some items after them."""
+        for some in features.split(self.front_size):
+            self._follow(self._posterior.append(some))
+        self._measure(*known.unpicked)
+        self._bounds.exact(known.rows, known.residuals, known.picked)
+
+    def _measure(self, rows: np.ndarray, residuals: np.ndarray) -> None:
+        if self._bounds.measure(rows, residuals) and self._dtype == torch.float32:
+            self._bounds.start_anew(torch.float64)
+            self._dtype, self._pool, self._drops = torch.float64, None, []
+
+    def _follow(self, drop: Tensor) -> None:
+        """Take picks into account by what they take off the covariance, (k, D), in the pool; others will catch up."""
+        if not len(drop):
+            return
+        self._bounds.picks += len(drop)
+        self._drops.append(drop.to(self._dtype))
+        while sum(len(drop) for drop in self._drops) > self._rows.dimension:
+            self._drops.pop(0)  # to start anew costs no more
+        if self._pool is not None:
+            self._lower(self._pool, self._pool_rows.square_sums(drop.to(self._dtype).T))

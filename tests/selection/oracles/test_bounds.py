@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from raydpp.selection.oracles.bounds import Bounds, square_sums
+from raydpp.selection.oracles.bounds import Bounds, Exact, square_sums
 
 
 def test_residuals_not_computed_exactly_are_raised_by_the_error() -> None:
@@ -61,3 +61,11 @@ def test_squares_are_summed_in_float64() -> None:
     block = torch.full((2, 3000), 1e-3, dtype=torch.float32)
     block[0, 0] = 1.0
     np.testing.assert_allclose(square_sums(block), [1.0 + 2999e-6, 3e-3], rtol=3e-7)
+
+
+def test_exact_residuals_are_split_from_picks() -> None:
+    rows, residuals = Exact(np.array([7, 2, 9]), np.array([0.5, 0.0, 0.25]), [1]).unpicked
+    assert (rows.tolist(), residuals.tolist()) == ([7, 9], [0.5, 0.25])
+    nothing = Exact.nothing()
+    assert (len(nothing.rows), len(nothing.residuals), nothing.picked) == (0, 0, [])
+    assert nothing.rows.dtype == nothing.unpicked[0].dtype == np.int64

@@ -6,7 +6,9 @@ import pytest
 from raydpp.errors import UserError
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
-from raydpp.selection.oracles.choice import OracleName, choose_oracle, make_oracle
+from raydpp.selection.oracles.choice import OracleName, choose_oracle, make_given, make_oracle, oracle_of_rounds
+from raydpp.selection.oracles.factor import Factor
+from raydpp.selection.oracles.posterior import Posterior
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,20 @@ def test_what_cannot_run_is_refused_in_words() -> None:
     for kernel in (Kernel("rbf"), Kernel("cosine", ridge=0.0), Kernel("cosine", ridge=1e-5)):
         with pytest.raises(UserError, match="feature-space oracle needs kernel='cosine' with a ridge"):
             make_oracle("feature-space", UnitRows(np.eye(5)), kernel, 3)
+
+
+def test_rounds_take_the_cholesky_oracle_where_one_machine_would_take_the_textbook_one() -> None:
+    assert choose_oracle("auto", Kernel("rbf"), 200, 384, 50) == "textbook"
+    assert oracle_of_rounds("auto", Kernel("rbf"), 200, 384, 50) == "cholesky"
+    assert oracle_of_rounds("auto", Kernel("cosine"), 30_000, 384, 1_000) == "feature-space"
+    assert oracle_of_rounds("cholesky", Kernel("cosine"), 30_000, 384, 1_000) == "cholesky"
+    with pytest.raises(UserError, match="no textbook oracle: use cholesky"):
+        oracle_of_rounds("textbook", Kernel(), 200, 384, 50)
+    with pytest.raises(UserError, match="no oracle 'lazy'"):
+        oracle_of_rounds("lazy", Kernel(), 200, 384, 50)  # type: ignore[arg-type]
+
+
+def test_what_is_known_exactly_goes_by_the_oracle() -> None:
+    rows = UnitRows(np.eye(5))
+    assert isinstance(make_given("cholesky", rows, Kernel("cosine"), 3), Factor)
+    assert isinstance(make_given("feature-space", rows, Kernel("cosine"), 3), Posterior)

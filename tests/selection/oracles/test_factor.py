@@ -74,3 +74,50 @@ def test_solve_is_the_same_for_few_rows_and_for_many(rows: int, width: int) -> N
         for _ in range(2):  # the second time a whole panel's inverse is there already
             factor.solve(start, right, out)
         np.testing.assert_allclose(out.numpy() @ lower[start:stop, start:stop].T, right.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
+def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_fronts(
+    kernel: Kernel, width: int
+) -> None:
+    x, others = sphere(30, 7), torch.from_numpy(sphere(19, 7, 4))
+    rows = UnitRows(x)
+    factor, picks = Factor(rows, kernel, 40), [others[:9]]
+    factor.append(others[:9])
+    for start, stop, places in ((9, 11, (3, 1)), (11, 19, (4, 2))):
+        items = np.arange(start - 9, start - 4)  # some were in the last front
+        front = factor.open(items)
+        for place in places:
+            front.pick(place)
+            picks.append(rows.take(torch.tensor([items[place]])))
+        factor.close(front)
+        factor.append(others[start:stop])
+        picks.append(others[start:stop])
+        factor.append(others[:0])
+    everything = torch.cat(picks)
+    assert torch.equal(factor.features, everything)
+    expected = np.linalg.cholesky(kernel.matrix(everything).numpy())
+    t = len(everything)
+    found = np.zeros((t, t))
+    for first in range(0, t, width):
+        last = min(first + width, t)
+        found[first:, first:last] = factor.block(first, t, first, last, torch.float64).numpy()
+    np.testing.assert_allclose(np.tril(found), expected, atol=1e-12)
+    cross = kernel.cross(everything, rows.take(torch.arange(2, 8))).numpy()
+    exact = kernel.variance - (cross * np.linalg.solve(kernel.matrix(everything).numpy(), cross)).sum(axis=0)
+    same = np.isin(np.arange(2, 8), [3, 4, 6])  # as picks are
+    np.testing.assert_allclose(factor.open(np.arange(2, 8)).residuals[~same], exact[~same], atol=1e-12)
+
+
+def test_a_front_may_be_empty_and_more_rows_may_come_behind() -> None:
+    x, kernel = sphere(30, 7), Kernel()
+    factor = Factor(UnitRows(x[:10]), kernel, 20)
+    front = factor.open(np.array([2, 4]))
+    front.pick(0)
+    factor.close(front)
+    nothing = factor.open(np.empty(0, dtype=np.int64))
+    assert len(nothing.residuals) == 0
+    factor.close(nothing)
+    factor.rows = UnitRows(x)
+    inner = float(kernel.cross(torch.from_numpy(x[2:3]), torch.from_numpy(x[29:]))[0, 0])
+    assert factor.open(np.array([29])).residuals[0] == pytest.approx(1.0 - inner**2)

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from raydpp.selection.features import UnitRows
 from raydpp.selection.kernels import Kernel
+from raydpp.selection.oracles.bounds import Exact
 from raydpp.selection.oracles.feature_space import FeatureSpace
 
 
@@ -59,3 +61,44 @@ def test_items_that_missed_some_picks_or_very_many_are_brought_up_to_date_alike(
         expected = np.diag(matrix) - (matrix[picks] * inner).sum(axis=0)
         assert (oracle.bounds[~np.isin(np.arange(200), picks)] >= np.delete(expected, picks) - 1e-12).all()
         np.testing.assert_allclose(oracle.bounds[items], expected[items], atol=2e-5)
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.1, 2.0])
+def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
+    x = sphere(80, 6)
+    rows, others, kernel = UnitRows(x[:60]), UnitRows(x[60:]).take(), Kernel("cosine", ridge=ridge)
+    matrix = kernel.matrix(UnitRows(x).take()).numpy()
+    oracle = FeatureSpace(rows, kernel)
+    picks: list[int] = []
+    for turn in range(6):
+        mine = [turn, turn + 20]  # of the rows here; the others are of another place
+        picks += [*mine, 60 + 3 * turn, 61 + 3 * turn, 62 + 3 * turn]
+        expected = matrix.diagonal() - (
+            matrix[picks] * np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks])
+        ).sum(axis=0)
+        expected[picks] = 0.0
+        sent = np.array([turn, 40 + turn, turn + 20, 50 + turn])
+        told = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
+        oracle.append(told, Exact(sent, expected[sent], [0, 2]))
+        assert oracle.error < 1e-5  # a pick is no measure of it: its copy's residual is not 0
+        np.testing.assert_array_equal(oracle.bounds[sent], expected[sent])
+        assert not oracle.stale[sent].any()
+        assert (oracle.bounds >= expected[:60] - 1e-12).all()
+        wanted = np.setdiff1d(np.arange(turn % 3, 60, 2), picks)
+        oracle.refine(wanted, np.zeros(len(wanted)))
+        np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
+    oracle.append(others[:0], Exact.nothing())
+    np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
+    assert not oracle.stale[wanted].any()
+
+
+def test_what_elsewhere_turns_out_otherwise_raises_the_error() -> None:
+    rows, others, kernel = UnitRows(sphere(60, 6)), UnitRows(sphere(2, 6, 1)).take(), Kernel("cosine")
+    oracle = FeatureSpace(rows, kernel)
+    oracle.append(others[:1], Exact.nothing())
+    oracle.refine(np.arange(60), np.zeros(60))
+    oracle.append(others[1:], Exact.nothing())  # the pool follows
+    assert not oracle.stale.any()
+    off = Exact(np.array([3, 4]), oracle.bounds[[3, 4]] + [0.0, 2e-3], [])
+    oracle.append(others[:0], off)
+    assert oracle.error == pytest.approx(8e-3, rel=1e-2)
