@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from raydpp.errors import UserError
 from raydpp.selection.features import UnitRows
 from raydpp.selection.ledger import Ledger
 from raydpp.selection.messages import Contenders
@@ -31,6 +32,7 @@ class Arrivals:
         self.worth = np.empty(0)
         self.origin: list[tuple[int, int]] = []
         self._index: dict[tuple[int, int], int] = {}
+        self._ids: set[str] = set()
         self._groups = {source: i for i, source in enumerate(sources)}
 
     @property
@@ -48,15 +50,23 @@ class Arrivals:
         self._append(rows, [f"owned {i}" for i in range(len(rows))], np.zeros(len(rows)))
 
     def admit(self, shard: int, sent: Contenders, ledger: Ledger) -> np.ndarray:
-        """Take in what has never come before; returns the numbers of all that the shard has sent: (c,) int64."""
+        """Take in what has never come before; returns the numbers of all that the shard has sent: (c,) int64.
+
+        Raises:
+            UserError: An id that another shard has sent too.
+        """
         fresh = [j for j, place in enumerate(sent.new) if (shard, int(sent.rows[place])) not in self._index]
         if fresh:
             for key in ((shard, int(row)) for row in sent.rows[sent.new[fresh]]):
                 self._index[key] = len(self.origin)
                 self.origin.append(key)
+            names = [sent.ids[j] for j in fresh]
+            if twice := self._ids.intersection(names):
+                raise UserError(f"the id {min(twice)} is in two partitions: ids must be distinct")
+            self._ids.update(names)
             groups = np.array([self._groups.get(sent.sources[j], 0) for j in fresh], dtype=np.int64)
             ledger.admit(groups, sent.costs[fresh])
-            self._append(UnitRows(sent.features[fresh]), [sent.ids[j] for j in fresh], sent.worth[fresh])
+            self._append(UnitRows(sent.features[fresh]), names, sent.worth[fresh])
         return np.array([self._index[shard, row] for row in sent.rows.tolist()], dtype=np.int64)
 
     def _append(self, rows: UnitRows, ids: list[str], worth: np.ndarray) -> None:

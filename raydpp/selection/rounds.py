@@ -143,7 +143,7 @@ class Rounds:
     def run(self, stop_below: float = -math.inf, progress: Progress | None = None) -> str | None:
         """Pick until the budget is used up; returns why it ended before, in words, or None. See ``Search.run``."""
         picks, ledger = self.picks, self._ledger
-        while ledger.left:
+        while ledger.left > 0:
             answers = self._ask()
             if all(not len(a.rows) and a.held.best == -np.inf for a in answers):
                 left = max(a.left for a in answers)

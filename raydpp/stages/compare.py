@@ -21,6 +21,7 @@ from raydpp.selection.baselines import BaselineName, baseline
 from raydpp.selection.partition import Request, numbers
 from raydpp.stages.distributed import Picked
 from raydpp.stages.progress import Counter, progress_bar, reporter, watch
+from raydpp.stages.selection_inputs import Owned
 from raydpp.stages.tables import GradientTable
 
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
@@ -57,6 +58,17 @@ def pick_baselines(
         running = [task.remote(table, choice, request, exclude, counter) for choice in choices]
         watch(running, counter, bar)
         return {choice.method: Picked(*ray.get(one)) for choice, one in zip(choices, running, strict=True)}
+
+
+def with_baselines(
+    table: GradientTable, request: Request, picked: Picked, have: Owned, method: str, seed: int, threshold: float
+) -> list[dict[str, Any]]:
+    """The picks of a method beside those of the baselines that the request and the table allow. See ``comparison``."""
+    check_size(len(picked.rows))
+    names = [name for name in BASELINES if name != method and possible(name, request, table)]
+    choices = [Choice(name, seed, threshold) for name in names]
+    found = {method: picked, **pick_baselines(table, choices, request, have.excluded, "compare")}
+    return comparison(found, request, table.dimension, have.count > 0)
 
 
 def comparison(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from raydpp import store
+from raydpp.corpus.files import list_files
 from raydpp.errors import UserError
 from raydpp.selection.budget import count_of
 from raydpp.selection.greedy import AtFloor, check_options
@@ -16,10 +18,12 @@ from raydpp.selection.quality import parse_score
 from raydpp.stages import compare as comparing
 from raydpp.stages import run as runs
 from raydpp.stages.cluster import connect, explain
-from raydpp.stages.compare import BASELINES, Choice, pick_baselines
-from raydpp.stages.distributed import OVERSAMPLE, ROWS_PER_PARTITION, Picked, distributed_greedy
+from raydpp.stages.compare import Choice, pick_baselines
+from raydpp.stages.distributed import OVERSAMPLE
+from raydpp.stages.estimate import estimate as estimated
+from raydpp.stages.greedy import greedy, partitioned
+from raydpp.stages.scores import digest, join_scores
 from raydpp.stages.selection_inputs import (
-    Owned,
     expand_quotas,
     find_owned,
     parse_quotas,
@@ -27,7 +31,7 @@ from raydpp.stages.selection_inputs import (
     source_counts,
 )
 from raydpp.stages.selection_output import write_examples, write_selection
-from raydpp.stages.tables import GradientTable, open_table
+from raydpp.stages.tables import open_table
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ def select(
     ridge: float | None = None,
     quality_weight: float = 0.0,
     quality: list[str] | None = None,
+    scores: list[str] | None = None,
     cost_column: str = "response_tokens",
     cost_power: float = 1.0,
     at_floor: AtFloor = "stop",
@@ -60,7 +65,10 @@ def select(
     seed: int = 0,
     threshold: float = 0.95,
     partitions: int | None = None,
+    exact: bool = False,
+    estimate: bool = False,
     oversample: float = OVERSAMPLE,
+    certify: bool = True,
     corpus: str | None = None,
     feature_column: str = "gradient",
     address: str | None = None,
@@ -97,6 +105,9 @@ def select(
         quality: The columns of the table that say how good an example is, COLUMN or COLUMN=WEIGHT, a negative weight
             where less is better; each is standardised by its median and median absolute deviation. Default the
             response's length.
+        scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
+            name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
+            number, but those of --owned and --exclude.
         cost_column: What --tokens counts.
         cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
         at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
@@ -111,31 +122,56 @@ def select(
         seed: Of what is random in a baseline.
         threshold: The cosine similarity from which dedup calls two examples the same.
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
+        exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
+            in the memory of an actor. Killed, the same command goes on from the picks it had.
+        estimate: Whether only to say what tasks the selection takes, their memory and their time.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
+        certify: Whether to look, after a merge, at what every example left would still add: how much the partitions may
+            have lost.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
         feature_column: The column with the features, where the table was not written by raydpp extract.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    config = dict(locals())
+    config = {name: value for name, value in locals().items() if name != "estimate"}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
         raise UserError(f"--oversample {oversample}: below 1 the partitions hand in fewer picks than are wanted")
     if partitions is not None and partitions < 1:
         raise UserError(f"--partitions {partitions}: at least one is needed")
+    if exact and at_floor == "continue":
+        raise UserError("--exact has no order to go on in at the floor: leave --at-floor out, or --exact")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
     check_options(quality_weight, cost_power, tolerance, at_floor)
-    scores = tuple(parse_score(text) for text in quality or [cost_column])
+    judged = tuple(parse_score(text) for text in quality or [cost_column])
     similarity = Kernel(kernel, gamma, ridge)
     opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
     least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
     if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
         similarity.check_budget(count, opened.dimension)
+    request = Request(
+        similarity,
+        opened.column,
+        count,
+        weight=quality_weight,
+        tokens=tokens,
+        cost=cost_column,
+        cost_power=cost_power,
+        min_log_gain=min_log_gain,
+        at_floor=at_floor,
+        tolerance=tolerance,
+        oracle=oracle,
+    )
+    if estimate:
+        connect(address)
+        return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
     corpus = corpus or opened.corpus
     corpus_run = runs.require(["ingest"], corpus) if corpus else None
-    run = runs.begin("select", config, [{"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}])
+    files = list_files(scores) if scores else []
+    identity = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
+    run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
     if run.done:
         return run.done
 
@@ -144,28 +180,26 @@ def select(
         have = find_owned(owned or [], exclude or [], opened)
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
+        opened = join_scores(opened, files, [*(score.column for score in judged), cost_column], have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
         counted = quality_weight > 0 or method == "quality" or compare
-        request = Request(
-            kernel=similarity,
-            column=opened.column,
-            size=count,
-            quality=quality_scales(opened, scores) if counted and (quality or opened.has(cost_column)) else (),
-            weight=quality_weight,
-            tokens=tokens,
-            cost=cost_column,
-            cost_power=cost_power,
+        request = replace(
+            request,
+            quality=quality_scales(opened, judged) if counted and (quality or opened.has(cost_column)) else (),
             minimum=expand_quotas(least, list(counts), "--minimum"),
             maximum=expand_quotas(most, list(counts), "--maximum"),
-            min_log_gain=min_log_gain,
-            at_floor=at_floor,
-            tolerance=tolerance,
-            oracle=oracle,
         )
-        groups = store.partitions(opened.parts, partitions or store.partition_count(opened.rows, ROWS_PER_PARTITION))
+        groups = partitioned(opened, partitions, exact)
         what = "as many" if count is None else f"{count:,}"
         log.info("select: %s of %s examples, %d partitions", what, f"{opened.rows:,}", len(groups))
-        picked = _pick(opened, groups, request, oversample, have, method, seed, threshold)
+        certificate = None
+        if method != "greedy":
+            picked = pick_baselines(opened, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
+        else:
+            record = run.path("rounds", "picks.parquet")
+            picked, certificate = greedy(
+                opened, groups, request, have, record, exact=exact, oversample=oversample, certified=certify
+            )
         chosen = picked.rows
         if not len(chosen):
             raise UserError(f"nothing was picked: {picked.selection.stopped}")
@@ -174,10 +208,9 @@ def select(
             write_examples(run.path("examples.jsonl"), corpus, chosen["id"].to_pylist())
         others = []
         if compare and not picked.interrupted:
-            others = _compare(opened, request, picked, have, method, seed, threshold)
-    how = method if method != "greedy" else "exact greedy" if len(groups) == 1 else f"{len(groups)} partitions"
-    stopped = picked.selection.stopped
-    log_det = picked.selection.log_det
+            others = comparing.with_baselines(opened, request, picked, have, method, seed, threshold)
+    how = method if method != "greedy" else "exact greedy" if exact or len(groups) == 1 else f"{len(groups)} partitions"
+    stopped, log_det = picked.selection.stopped, picked.selection.log_det
     summary = (
         f"select: {len(chosen):,} of {opened.rows:,} examples of {opened.name} by {how},"
         f" log det {log_det:,.2f} nats{' given what is owned' if have.count else ''} -> {run.out}"
@@ -200,6 +233,9 @@ def select(
             "owned_unknown": have.unknown,
         },
         "log_det": log_det,
+        "rounds": picked.rounds,
+        "seconds": {part: round(took, 1) for part, took in picked.seconds.items()},
+        "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
         "nested_unless": {"minimum": bool(minimum), "tokens": tokens is not None},
@@ -212,29 +248,3 @@ def select(
         facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
         store.write_json(run.path("comparison.json"), others)
     return run.finish(summary, **facts)
-
-
-def _pick(
-    table: GradientTable,
-    groups: list[list[store.Part]],
-    request: Request,
-    oversample: float,
-    have: Owned,
-    method: Method,
-    seed: int,
-    threshold: float,
-) -> Picked:
-    if method == "greedy":
-        return distributed_greedy(table, groups, request, oversample, "select", have.features, have.excluded)
-    return pick_baselines(table, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
-
-
-def _compare(
-    table: GradientTable, request: Request, picked: Picked, have: Owned, method: Method, seed: int, threshold: float
-) -> list[dict[str, Any]]:
-    """Our picks beside those of the baselines that the request and the table allow."""
-    comparing.check_size(len(picked.rows))
-    names = [name for name in BASELINES if name != method and comparing.possible(name, request, table)]
-    choices = [Choice(name, seed, threshold) for name in names]
-    found = {method: picked, **pick_baselines(table, choices, request, have.excluded, "compare")}
-    return comparing.comparison(found, request, table.dimension, have.count > 0)

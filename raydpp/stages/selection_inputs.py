@@ -77,8 +77,9 @@ def quality_scales(table: GradientTable, scores: Sequence[Score]) -> tuple[Score
     if not scores:
         return ()
     columns = [score.column for score in scores]
-    store.read_columns(table.parts[:1], columns)  # says in words where there is no such column
-    scales = ray.get(ray.remote(_scales).remote(table.parts, columns))
+    own = [name for name in columns if name not in table.scored]
+    store.read_columns(table.parts[:1], own)  # says in words where there is no such column
+    scales = ray.get(ray.remote(_scales).remote(table, columns))
     return tuple(replace(score, center=c, scale=s) for score, (c, s) in zip(scores, scales, strict=True))
 
 
@@ -162,6 +163,6 @@ def _owned_features(
     return store.vectors(everything["features"]), (known, unknown, len(everything))
 
 
-def _scales(parts: Sequence[Part], columns: Sequence[str]) -> list[tuple[float, float]]:
-    table = store.read_columns(parts, list(dict.fromkeys(columns)))
-    return [robust_scale(numbers(table, column)) for column in columns]
+def _scales(table: GradientTable, columns: Sequence[str]) -> list[tuple[float, float]]:
+    rows = table.read_columns(table.parts, columns)
+    return [robust_scale(numbers(rows, column)) for column in columns]

@@ -33,6 +33,8 @@ class GradientTable:
         corpus: The corpus it was made from; None if unknown.
         identity: Strict JSON that changes when the table does.
         source: Where set, only rows of this source belong to the table.
+        scores: A reference to a table of id and more columns, which rows are joined with as they are read.
+        scored: The names of these columns.
     """
 
     name: str
@@ -43,6 +45,8 @@ class GradientTable:
     corpus: str | None
     identity: Any
     source: str | None = None
+    scores: Any = None
+    scored: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -50,16 +54,34 @@ class GradientTable:
         return sum(part.rows for part in self.parts)
 
     def has(self, column: str) -> bool:
-        """Whether its files have a column."""
-        return column in _columns(self.parts[0].url)
+        """Whether its files, or what they are joined with, have a column."""
+        return column in self.scored or column in _columns(self.parts[0].url)
 
     def read(self, parts: Sequence[Part], more: Sequence[str] = ()) -> pa.Table:
         """The rows of some of its files, in the order of their ids: a gradient table's columns and ``more``."""
         columns = [name for name in _columns(parts[0].url) if name in _KEPT or name == self.column]
-        table = store.read_columns(parts, [*columns, *(name for name in dict.fromkeys(more) if name not in columns)])
+        table = self.read_columns(parts, [*columns, *(name for name in more if name not in columns)])
         if self.source is not None:
             table = table.filter(pc.equal(table["source"], self.source))
         return table.sort_by("id")
+
+    def read_columns(self, parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
+        """Some columns of some of its files; where scores are among them, without the rows that have none."""
+        import ray
+
+        columns = list(dict.fromkeys(columns))
+        joined = [name for name in columns if name in self.scored]
+        if not joined:
+            return store.read_columns(parts, columns)
+        table = store.read_columns(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
+        scores = ray.get(self.scores)
+        ids = table["id"].cast(pa.string())
+        scores = scores.filter(pc.is_in(scores["id"], ids))  # the ids here are few: only they are hashed
+        places = pc.index_in(ids, scores["id"])
+        table, scores = table.filter(pc.is_valid(places)), scores.take(places.drop_null())
+        for name in joined:
+            table = table.append_column(name, scores[name])
+        return table.select(columns)
 
 
 _KEPT = frozenset(store.gradient_schema(1).names)

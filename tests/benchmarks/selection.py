@@ -11,7 +11,7 @@ import json
 import multiprocessing
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from printed import table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import raydpp
@@ -68,13 +69,6 @@ def seconds(run: Callable[..., Any], *arguments: Any, repeats: int = 1, **option
         run(*arguments, **options)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    print("| " + " | ".join(headings) + " |\n|" + "---|" * len(headings))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print(flush=True)
 
 
 def speed(x: np.ndarray, options: argparse.Namespace) -> Any:

@@ -82,7 +82,7 @@ def test_a_response_known_by_heart_has_a_finite_difficulty(
     model_folder: Build, examples: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ExtractorConfig(model_folder("llama"), "hidden", dimension=16, difficulty=True)
-    extractor = load_extractor(config)
+    extractor: Any = load_extractor(config)
     real = extractor.loss
     monkeypatch.setattr(extractor, "loss", lambda *batch: (0.0 * real(*batch)[0], real(*batch)[1]))
     found = extractor(examples(8, 20)).difficulties

@@ -50,6 +50,13 @@ def test_an_item_comes_once_however_often_it_is_sent() -> None:
     assert account.eligible.tolist() == [True] * 5
 
 
+def test_an_id_of_two_shards_is_refused() -> None:
+    arrivals, account = Arrivals([""]), ledger()
+    arrivals.admit(0, sending([3, 1], [0, 1]), account)
+    with pytest.raises(UserError, match="the id b is in two partitions"):
+        arrivals.admit(1, sending([1], [0]), account)
+
+
 def test_nothing_may_come() -> None:
     arrivals, account = Arrivals([""]), ledger()
     assert arrivals.admit(0, sending([], []), account).tolist() == []

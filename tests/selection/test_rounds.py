@@ -91,6 +91,7 @@ class Local:
         self.shards = [make() for make in makers]
         self._mishap = mishap
         self.retold = 0
+        self.told: list[int] = []  # how many picks, in each round
         self.heard: list[Contenders] = []
 
     def __len__(self) -> int:
@@ -109,6 +110,7 @@ class Local:
 
     def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
         answers = {}
+        self.told.append(len(news.features))
         for i, exact in own.items():
             if self._mishap is not None and self._mishap(self, i):
                 self.shards[i].advance(sent(news), sent(exact))  # the reply is lost
@@ -337,9 +339,12 @@ def test_it_goes_on_behind_whole_panels_of_picks(kernel: Kernel, owned: bool) ->
     options = {"owned": sphere(5, 12, 9)} if owned else {}
     problem = Problem(sphere(900, 12), kernel, 330, 2, options=options)
     expected, ids = problem.alone(), problem.ids
-    found = problem.rounds(problem.local())
+    local = problem.local()
+    found = problem.rounds(local)
     found.adopt([ids[i] for i in expected.indices[:300]], expected.log_gains[:300].tolist())
     same(problem, found, problem.run(found), expected)
+    assert local.told[0] == 300 + (5 if owned else 0)
+    assert found.rounds < 60
 
 
 def test_a_pick_to_go_on_from_that_no_shard_has_is_named() -> None:

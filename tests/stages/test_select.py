@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,10 +15,11 @@ from raydpp.cli import main
 from raydpp.errors import UserError
 from raydpp.selection.greedy import greedy_map
 from raydpp.selection.quality import standardise
+from raydpp.stages import greedy as searching
 from raydpp.stages import run as runs
-from raydpp.stages import select as stage
 from raydpp.stages.cut import cut
 from raydpp.stages.distributed import Picked
+from raydpp.stages.extract import extract
 from raydpp.stages.run import Outcome
 from raydpp.stages.select import select
 
@@ -178,12 +180,93 @@ def test_several_columns_make_a_quality(table: str, tmp_path: Path) -> None:
     assert picked(run) == best.tolist()
 
 
+@pytest.mark.parametrize("column", ["loss", "difficulty", "gradient_norm", "prompt_tokens"])
+def test_every_number_that_extract_writes_is_a_quality(difficult: str, tmp_path: Path, column: str) -> None:
+    run = select(difficult, str(tmp_path / "out"), 6, quality=[column], quality_weight=1.0, partitions=2)
+    rows = pq.read_table(Path(difficult) / "gradients").sort_by("id")
+    score = standardise(rows[column].to_numpy())
+    best = np.lexsort((np.arange(len(rows)), -score))[:6]
+    assert picked(run) == rows.take(pa.array(best))["id"].to_pylist()
+    written = pq.read_table(Path(run.out) / "selection")["quality"].to_numpy()
+    np.testing.assert_allclose(written, score[best], rtol=1e-6)
+    assert column in pq.read_table(Path(run.out) / "gradients").column_names
+
+
+@pytest.fixture(scope="module")
+def difficult(corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = str(tmp_path_factory.mktemp("difficult") / "out")
+    return extract(corpus, out, tiny_model, dimension=16, difficulty=True, rows_per_file=16).out
+
+
+@pytest.fixture
+def rated(table: str, tmp_path: Path) -> tuple[str, str]:
+    """The same table with a column of ratings, and a file of these ratings in another order and with more ids."""
+    ratings = np.random.default_rng(0).integers(1, 9, 40).astype(float)
+    rows: list[dict[str, Any]] = []
+    for path in sorted((Path(table) / "gradients").glob("*.parquet")):
+        part = pq.read_table(path)
+        held = pa.array(ratings[len(rows) : len(rows) + len(part)])
+        rows += [{"id": i, "rating": r} for i, r in zip(part["id"].to_pylist(), held.to_pylist(), strict=True)]
+        store.write_table(str(tmp_path / "with" / "gradients" / path.name), part.append_column("rating", held))
+    for name in ("run.json", "_SUCCESS"):
+        (tmp_path / "with" / name).write_text((Path(table) / name).read_text())
+    store.write_json_lines(str(tmp_path / "ratings.jsonl"), [*reversed(rows), {"id": "gone", "rating": 99.0}])
+    return str(tmp_path / "with"), str(tmp_path / "ratings.jsonl")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 9, "quality": ["rating=2", "loss=-1"], "quality_weight": 0.4},
+        {"tokens": 45, "cost_column": "rating"},
+        {"size": 6, "method": "length", "cost_column": "rating"},
+        {"size": 6, "method": "quality", "quality": ["rating"], "compare": True},
+    ],
+    ids=["quality", "costs", "length", "compare"],
+)
+def test_a_file_of_scores_is_as_good_as_a_column(
+    table: str, rated: tuple[str, str], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    inside, file = rated
+    one = select(inside, str(tmp_path / "inside"), partitions=2, **options)
+    other = select(table, str(tmp_path / "joined"), partitions=2, scores=[file], **options)
+    assert other.record["counts"] == one.record["counts"]
+    assert one.record["counts"]["partitions"] == 2
+    first, second = (pq.read_table(Path(run.out) / "selection") for run in (one, other))
+    assert first.equals(second)
+    kept, joined = (pq.read_table(Path(run.out) / "gradients") for run in (one, other))
+    assert kept.equals(joined.select(kept.column_names))
+    assert "rating" in joined.column_names
+    assert one.record.get("comparison") == other.record.get("comparison")
+
+
+def test_a_run_is_of_its_scores(table: str, rated: tuple[str, str], tmp_path: Path) -> None:
+    file = Path(rated[1])
+    command: dict[str, Any] = {"scores": [str(file)], "quality": ["rating"], "quality_weight": 0.5}
+    out = str(tmp_path / "out")
+    assert not select(table, out, 5, **command).repeated
+    assert select(table, out, 5, **command).repeated
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines).replace('"rating": 3.0', '"rating": 8.0'))
+    with pytest.raises(UserError, match="its input files have changed since"):
+        select(table, out, 5, **command)
+    file.write_text("".join(lines[1:]))
+    with pytest.raises(UserError, match=r"1 of the 40 examples of out have no 'rating' in --scores"):
+        select(table, str(tmp_path / "less"), 5, **command)
+    (tmp_path / "unscored.txt").write_text(json.loads(lines[0])["id"])
+    run = select(table, str(tmp_path / "less"), 5, exclude=[str(tmp_path / "unscored.txt")], **command)
+    assert json.loads(lines[0])["id"] not in picked(run)
+    file.write_text("".join([*lines[1:], lines[0].replace('"rating": ', '"rating": NaN, "was": ')]))
+    with pytest.raises(UserError, match="quality values are NaN"):
+        select(table, str(tmp_path / "nan"), 5, **command)
+
+
 def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
     table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = select(table, str(tmp_path / "whole"), 20, partitions=1)
     out = str(tmp_path / "out")
-    real = stage.distributed_greedy
+    real = searching.distributed_greedy
 
     def interrupted(*arguments: Any, **options: Any) -> Picked:
         found = real(*arguments, **options)
@@ -192,7 +275,7 @@ def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
         return Picked(found.rows.slice(0, 8), part, interrupted=True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "distributed_greedy", interrupted)
+        patch.setattr(searching, "distributed_greedy", interrupted)
         assert main(["select", table, "--out", out, "--size", "20", "--partitions", "1"]) == 130
     assert "raydpp cut" in capsys.readouterr().out
     with pytest.raises(UserError, match="unfinished"):

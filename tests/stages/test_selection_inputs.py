@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,20 @@ def test_a_file_that_is_not_one_of_ids_is_refused(table: str, tmp_path: Path) ->
 
 
 def test_scales_are_of_the_whole_table(table: str) -> None:
+    import ray
+
     lengths = rows_of(table)["response_tokens"].to_numpy()
     opened = open_table(table, "gradient")
     (score,) = quality_scales(opened, (Score("response_tokens", -2.0),))
     assert score.weight == -2.0
     assert (score.center, score.scale) == pytest.approx(robust_scale(lengths))
     assert quality_scales(opened, ()) == ()
+    ratings = pa.table({"id": rows_of(table)["id"], "rating": np.arange(40.0) ** 2})
+    joined = replace(opened, scores=ray.put(ratings), scored=("rating",))
+    both = quality_scales(joined, (Score("rating"), Score("response_tokens"), Score("rating", 0.5)))
+    assert [(s.center, s.scale) for s in both] == [
+        pytest.approx(robust_scale(values)) for values in (np.arange(40.0) ** 2, lengths, np.arange(40.0) ** 2)
+    ]
     with pytest.raises(UserError, match="has no column 'charm'"):
         quality_scales(opened, (Score("charm"),))
 

@@ -36,6 +36,24 @@ def test_a_table_by_its_sources(tmp_path: Path) -> None:
     assert small.read(small.parts)["id"].to_pylist() == ["20"]
 
 
+def test_scores_are_columns_of_the_table_and_rows_without_them_are_left_out(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    scores = pa.table({"id": ["00", "20", "30", "99"], "rating": [0.5, 2.0, 3.0, 9.0]})
+    opened = replace(open_table(written(tmp_path), "gradient"), scores=ray.put(scores), scored=("rating",))
+    assert opened.has("rating")
+    assert opened.has("other")
+    assert not opened.has("charm")
+    found = opened.read(opened.parts, ["rating", "other", "rating"])
+    assert found.column_names == ["id", "source", "gradient", "rating", "other"]
+    assert found.select(["id", "rating"]).equals(scores.slice(0, 3))
+    assert found["other"].to_pylist() == [4, 2, 1]
+    assert opened.read(opened.parts)["id"].to_pylist() == ["00", "10", "20", "30"]
+    assert opened.read_columns(opened.parts, ["rating"]).to_pydict() == {"rating": [3.0, 2.0, 0.5]}
+    with pytest.raises(UserError, match="has no column 'charm'"):
+        opened.read(opened.parts, ["rating", "charm"])
+
+
 def test_a_run_is_opened_by_its_folder_with_what_it_was_made_of(table: str, corpus: str) -> None:
     opened = open_table(table, "gradient")
     assert (opened.rows, opened.dimension, opened.corpus) == (40, 64, corpus)
