@@ -1,0 +1,202 @@
+"""Time gradient extraction against its peers, in one run: ``python tests/benchmarks/extraction.py CORPUS``.
+
+CORPUS is the output folder of ``raydpp ingest``. The parts:
+
+- bare: against the same batches' forward and backward pass alone, with the head at response positions only and no
+  weight's gradient; the loss is autograd's, or the extractor's own;
+- bergson: against ``bergson build`` with a projection to 16 x 16 of every layer, on the same rows and token budget;
+- ray: the extract stage, against a loop over the same batches in one process;
+- padding: sorted batches against batches in the order of the corpus.
+
+bergson lives in an environment of its own, whose interpreter --bergson names. Where a .pth file in its site-packages
+names raydpp's site-packages, it needs no more than
+
+    pip install --no-deps bergson==2.5.1 datasets==5.2.0 simple-parsing==0.1.9 jaxtyping==0.3.11 wadler_lindig==0.1.8
+        ml_dtypes==0.6.0 natsort==8.4.0 petname==2.9 torchopt==0.7.3 optree==0.20.0 graphviz==0.21 xxhash==4.1.0
+        dill==0.4.1 multiprocess==0.70.19
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from bergson_peer import bergson
+from extraction_inputs import extractor, few_examples, in_turns, rate, source_rows, tokenised, tokens_of
+from printed import machine, table
+from torch import Tensor, nn
+
+from raydpp.corpus.tokenization import Masking, TokenizedExample
+from raydpp.demo import demo_model
+from raydpp.extraction.batches import pad, take_batch
+from raydpp.extraction.losses import ResponseLoss
+from raydpp.extraction.model import load_model
+from raydpp.stages import run as runs
+from raydpp.stages.extract import extract
+from raydpp.stages.preflight import padding as padding_within
+from raydpp.stages.tables import GRADIENTS
+from raydpp.stages.units import unit_rows
+
+CPU = torch.device("cpu")
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def bare(options: argparse.Namespace) -> Any:
+    """Tokens a second beside those of forward and backward alone."""
+    examples = few_examples(options)
+    batches = sorted_batches(examples, options.batch_tokens)
+    rows, found = [], {}
+    for dtype in options.dtype:
+        ours = extractor(options, dtype)
+        model: Any = load_model(options.model, CPU, dtype)
+        model.enable_input_require_grads()  # no weight needs a gradient: the graph starts at the embeddings
+        own_loss = ResponseLoss(model)
+        tokens = tokens_of(examples)
+        contenders = {
+            "raydpp": partial(rate, tokens, ours, examples),
+            "bare": partial(rate, tokens, both_passes, partial(autograd_loss, model), batches),
+            "bare, raydpp's loss": partial(rate, tokens, both_passes, partial(only_loss, own_loss), batches),
+        }
+        in_turns(contenders, 1)  # warms up
+        rates = in_turns(contenders, options.rounds)
+        found[dtype] = {name: values.tolist() for name, values in rates.items()}
+        own = rates.pop("raydpp")
+        for name, peer in rates.items():
+            rows.append(
+                (dtype, name, f"{np.median(peer):.0f}", f"{np.median(own):.0f}", f"{np.median(own / peer):.1%}")
+            )
+    table(("", "peer", "tokens/s", "raydpp", "share"), rows)
+    return found
+
+
+def sorted_batches(examples: Sequence[TokenizedExample], budget: int) -> list[list[TokenizedExample]]:
+    """Those that the extractor makes."""
+    lengths = [len(example.ids) for example in examples]
+    waiting = sorted(range(len(examples)), key=lambda i: lengths[i])
+    batches = []
+    while waiting:
+        batches.append([examples[i] for i in take_batch(waiting, lengths, budget)])
+    return batches
+
+
+def both_passes(loss: Loss, batches: Iterable[list[TokenizedExample]]) -> None:
+    for batch in batches:
+        loss(*pad(batch, CPU)).sum().backward()
+
+
+def autograd_loss(model: Any, ids: Tensor, response: Tensor) -> Tensor:
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (n, s, H)
+    row, column = torch.nonzero(response[:, 1:], as_tuple=True)  # (t,) each
+    logits = model.get_output_embeddings()(hidden[row, column]).float()  # (t, V)
+    return nn.functional.cross_entropy(logits, ids[row, column + 1], reduction="none")  # (t,)
+
+
+def only_loss(loss: ResponseLoss, ids: Tensor, response: Tensor) -> Tensor:
+    return loss(ids, response)[0]
+
+
+def through_ray(options: argparse.Namespace) -> Any:
+    """The job from the end of its first unit to its own, beside the extractor alone on the same later units."""
+    import ray
+
+    examples = tokenised(options, Masking(options.batch_tokens), options.job_per_source)
+    dtype = options.dtype[0]
+    alone = extractor(options, dtype)
+    alone(list(examples.values())[:8])  # warms up
+    rows, found = [], []
+    for _ in range(options.rounds):
+        with tempfile.TemporaryDirectory() as out:
+            extract(
+                options.corpus,
+                out,
+                options.model,
+                sources=options.sources,
+                per_source=options.job_per_source,
+                max_length=options.batch_tokens,
+                batch_tokens=options.batch_tokens,
+                dtype=dtype,
+            )
+            ray.shutdown()
+            files = sorted(Path(out, GRADIENTS).iterdir(), key=lambda file: file.stat().st_mtime)
+            seconds = Path(out, runs.SUCCESS).stat().st_mtime - files[0].stat().st_mtime
+            ids = [pq.read_table(file, columns=["id"])["id"].to_pylist() for file in files[1:]]
+        units = [[examples[identity] for identity in unit] for unit in ids]
+        tokens = sum(map(tokens_of, units))
+        job, loop = tokens / seconds, rate(tokens, lambda units: [alone(unit) for unit in units], units)
+        found.append({"tokens": tokens, "ray": job, "loop": loop})
+        rows.append((f"{len(units)}", f"{tokens:,}", f"{loop:.0f}", f"{job:.0f}", f"{job / loop:.1%}"))
+    ratios = [one["ray"] / one["loop"] for one in found]
+    rows.append(("median", "", "", "", f"{np.median(ratios):.1%}"))
+    table((f"units ({dtype})", "tokens", "loop, tokens/s", "through Ray", "share"), rows)
+    return found
+
+
+def padding(options: argparse.Namespace) -> Any:
+    """The share of computed positions that are padding."""
+    lengths = [len(example.ids) for example in tokenised(options, Masking(), limit=options.padding_rows).values()]
+    units = sorted({16, unit_rows(sum(source_rows(options.corpus).values()))})
+    found = {
+        budget: [padding_in_order(lengths, budget), *(padding_within(lengths, budget, unit) for unit in units)]
+        for budget in (512, 16_384)
+    }
+    print(f"{len(lengths):,} examples, {sum(lengths):,} tokens\n")
+    table(
+        ("tokens of a batch", "in the corpus's order", *(f"sorted, in units of {unit} rows" for unit in units)),
+        [(f"{budget:,}", *(f"{share:.1%}" for share in shares)) for budget, shares in found.items()],
+    )
+    return found
+
+
+def padding_in_order(lengths: Sequence[int], budget: int) -> float:
+    """The share of padding in batches of neighbours within the budget."""
+    computed = width = size = 0
+    for length in lengths:
+        if size and max(width, length) * (size + 1) > budget:
+            computed, width, size = computed + width * size, 0, 0
+        width, size = max(width, length), size + 1
+    return 1 - sum(lengths) / (computed + width * size)
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "bare": bare,
+    "bergson": bergson,
+    "ray": through_ray,
+    "padding": padding,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", help="output folder of raydpp ingest")
+    parser.add_argument("--model", help="a model, as for raydpp extract; default the demo's")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; default all")
+    parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="of the model; ray takes the first")
+    parser.add_argument("--sources", nargs="+", help="sources of the corpus; default all")
+    parser.add_argument("--per-source", type=int, default=6, help="examples of each, for bare and bergson (6)")
+    parser.add_argument("--job-per-source", type=int, default=24, help="examples of each, for ray (24)")
+    parser.add_argument("--padding-rows", type=int, default=4000, help="examples, for padding (4000)")
+    parser.add_argument("--batch-tokens", type=int, default=512, help="tokens of a batch, and of an example (512)")
+    parser.add_argument("--rounds", type=int, default=3, help="the medians of so many are printed (3)")
+    parser.add_argument("--bergson", metavar="PYTHON", help="an interpreter that has bergson")
+    parser.add_argument("--out", type=Path, help="JSON file for all numbers")
+    options = parser.parse_args()
+    options.model = options.model or demo_model()
+    found = {}
+    for name in options.parts:
+        print(f"### {name}\n", flush=True)
+        found[name] = PARTS[name](options)
+    print(machine("torch", "transformers", "ray"))
+    if options.out:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the parts of the extraction benchmark share: examples, extractors, and rates taken in turns."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from raydpp import store
+from raydpp.corpus.sample import choose
+from raydpp.corpus.tokenization import Masking, TokenizedExample, tokenize
+from raydpp.errors import RowError
+from raydpp.extraction.adapters import Adapter
+from raydpp.extraction.extractor import Extractor, ExtractorConfig
+from raydpp.extraction.model import Dtype, load_tokenizer
+from raydpp.extraction.views import load_extractor
+from raydpp.stages import run as runs
+
+
+def source_rows(corpus: str) -> dict[str, int]:
+    """The number of conversations of every source."""
+    return dict(runs.require(["ingest"], corpus)["counts"]["sources"])
+
+
+def tokenised(
+    options: argparse.Namespace, masking: Masking, per_source: int | None = None, limit: int | None = None
+) -> dict[str, TokenizedExample]:
+    """By id, the examples that the extract stage takes with these options."""
+    chosen = choose(options.corpus, source_rows(options.corpus), options.sources, limit, per_source)
+    rows = chosen.filter(store.read_columns(chosen.parts, ["id", "source", "messages"]))
+    tokenizer = load_tokenizer(options.model)
+    found = {}
+    for row in rows.to_pylist():
+        with contextlib.suppress(RowError):
+            found[row["id"]] = tokenize(row["messages"], tokenizer, masking)
+    return found
+
+
+def few_examples(options: argparse.Namespace) -> list[TokenizedExample]:
+    """``--per-source`` examples of every source, none longer than a batch."""
+    examples = list(tokenised(options, Masking(options.batch_tokens), options.per_source).values())
+    responses = sum(int(example.response.sum()) for example in examples)
+    print(f"{len(examples)} examples, {tokens_of(examples):,} tokens, {responses:,} of them responses\n")
+    return examples
+
+
+def tokens_of(examples: Sequence[TokenizedExample]) -> int:
+    return sum(len(example.ids) for example in examples)
+
+
+def extractor(options: argparse.Namespace, dtype: Dtype, adapter: str = "fresh") -> Extractor:
+    return load_extractor(
+        ExtractorConfig(options.model, adapter=Adapter(adapter), dtype=dtype, batch_tokens=options.batch_tokens)
+    )
+
+
+def rate(tokens: int, run: Callable[..., Any], *arguments: Any) -> float:
+    """Tokens a second of a call that works on so many."""
+    began = time.perf_counter()
+    run(*arguments)
+    return tokens / (time.perf_counter() - began)
+
+
+def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """By name the (rounds,) tokens a second of every contender; in each round each has its turn."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(rounds):
+        for name, contender in contenders.items():
+            found[name].append(contender())
+            print(f"round {turn + 1}, {name}: {found[name][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
+    return {name: np.array(rates) for name, rates in found.items()}
