@@ -77,12 +77,10 @@ class Request:
         """What each partition is asked for: its part of the budget and the minima times ``oversample``."""
         if partitions == 1:
             return self
-        part = oversample / partitions
+        part = min(1.0, oversample / partitions)
         minimum = {source: math.ceil(part * count) for source, count in self.minimum.items()}
         size = None if self.size is None else min(self.size, max(math.ceil(part * self.size), sum(minimum.values())))
-        return replace(
-            self, size=size, tokens=None if self.tokens is None else min(1.0, part) * self.tokens, minimum=minimum
-        )
+        return replace(self, size=size, tokens=None if self.tokens is None else part * self.tokens, minimum=minimum)
 
 
 def numbers(table: pa.Table, column: str) -> np.ndarray:

@@ -120,3 +120,10 @@ def test_a_tables_rows_become_the_items_of_a_shard() -> None:
     assert np.isfinite(items.worth).all()
     with pytest.raises(UserError, match=r"1 costs are not numbers above 0 \(rows \[0\]\)"):
         items_of(table, request, pa.array(["0004"]))
+
+
+def test_a_share_never_exceeds_the_whole() -> None:
+    whole = Request(Kernel(), size=10, minimum={"x": 6.0}, maximum={"x": 7.0})
+    share = whole.share(3, 4.0)
+    assert (share.size, share.minimum, share.maximum) == (10, {"x": 6}, {"x": 7.0})
+    assert Request(Kernel(), tokens=90.0).share(3, 4.0).tokens == 90.0
