@@ -124,7 +124,9 @@ class FeatureActor:
             return _report(error=str(error))
         seconds = time.perf_counter() - began
         good = pa.array([reason is None for reason in result.reasons], pa.bool_())
-        features = feature_table(usable, examples, result, self._work.schema).filter(good)
+        features = self._work.schema.empty_table()
+        if None in result.reasons:  # else neither D nor the scores are known
+            features = feature_table(usable, examples, result, self._work.schema).filter(good)
         failed = usable.drop_columns("reason").append_column("reason", pa.array(result.reasons, pa.string()))
         rejects = _rejects(table.filter(pc.is_valid(table["reason"]))) + _rejects(failed.filter(pc.invert(good)))
         if taken := taken_over(self._work):

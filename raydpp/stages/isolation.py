@@ -89,18 +89,28 @@ class IsolatedExtractor:
 
 
 def _joined(parts: list[ExampleFeatures]) -> ExampleFeatures:
-    width = max(part.features.shape[1] for part in parts)  # that of an example without features is not known
-    features = [np.zeros((len(p.reasons), width), np.float32) if not p.features.any() else p.features for p in parts]
+    like = next((part for part in parts if None in part.reasons), parts[0])  # others know neither D nor the columns
 
-    def column(values: list[np.ndarray | None]) -> np.ndarray | None:
-        known = [value for value in values if value is not None]
-        return np.concatenate(known) if len(known) == len(values) else None
+    def column(name: str) -> np.ndarray | None:
+        known: np.ndarray | None = getattr(like, name)  # (n,) or (n, D)
+        if known is None:
+            return None
+        zeros = [np.zeros((len(part.reasons), *known.shape[1:]), known.dtype) for part in parts]
+        return np.concatenate(
+            [
+                getattr(part, name) if None in part.reasons else nothing
+                for part, nothing in zip(parts, zeros, strict=True)
+            ]
+        )
 
+    features, norms = column("features"), column("norms")
+    assert features is not None
+    assert norms is not None
     return ExampleFeatures(
-        np.concatenate(features),
-        np.concatenate([part.norms for part in parts]),
-        column([part.losses for part in parts]),
-        column([part.difficulties for part in parts]),
+        features,
+        norms,
+        column("losses"),
+        column("difficulties"),
         [reason for part in parts for reason in part.reasons],
         sum(part.padded_tokens for part in parts),
     )
