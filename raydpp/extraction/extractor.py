@@ -48,6 +48,10 @@ class ExtractorConfig:
     batch_tokens: int | None = None
     difficulty: bool = False
 
+    def budget(self, device: str) -> int:
+        """The most token positions of a batch on a type of device, such as cpu or cuda."""
+        return self.batch_tokens or (512 if device == "cpu" else 16_384)
+
 
 @dataclass(frozen=True, slots=True)
 class ExampleFeatures:
@@ -87,7 +91,7 @@ class Extractor(ABC):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
         self.device = torch.device(device)
-        self.batches = TokenBatches(config.batch_tokens or (512 if self.device.type == "cpu" else 16_384))
+        self.batches = TokenBatches(config.budget(self.device.type))
 
     @abstractmethod
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:

@@ -90,8 +90,8 @@ def extract(
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
             on a GPU. Halved where memory runs out.
         store_as: Floating point type of the stored gradients.
-        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by corpus size, 16
-            to 4096.
+        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
+            the corpus and of a batch, 16 to 4096.
         gpus_per_actor: GPUs of one actor; default 1 where the cluster has or can get GPUs, else 0.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
@@ -134,7 +134,7 @@ def extract(
     exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
     extractor = replace(extractor, dtype=exact)
     identity = fingerprint(extractor, masking, tokenizer, store_as)
-    per_file = rows_per_file or unit_rows(chosen.rows)
+    per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":
         plan_units(chosen, look(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)

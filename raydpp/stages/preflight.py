@@ -133,7 +133,7 @@ def _estimate(
         "tokens_error": 0.0 if whole else float(lengths.std() / math.sqrt(len(lengths)) / lengths.mean()),
         "response_tokens": round(response_tokens),
         "truncated": round(usable * float(np.mean([example.truncated for example in examples]))),
-        "padding": padding(lengths.tolist(), extractor.batches.budget, unit_rows(rows)),
+        "padding": padding(lengths.tolist(), extractor.batches.budget, unit_rows(rows, extractor.batches.budget)),
         "flops": _flops(extractor, float(tokens), float(response_tokens)),
         "table_bytes": round(usable * (extractor.dimension * {"float16": 2, "float32": 4}[store_as] + 60)),
         "measured": measured,

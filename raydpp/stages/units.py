@@ -30,9 +30,19 @@ REJECTS = "rejects"
 _COUNTED = ("prompt_tokens", "response_tokens", "truncated")
 
 
-def unit_rows(rows: int) -> int:
-    """How many of so many rows make a unit by default: a sixty-fourth, 16 to 4096."""
-    return min(max(math.ceil(rows / 64), 16), 4096)
+def unit_rows(rows: int, budget: int, actors: int = 1) -> int:
+    """How many of so many rows make a unit by default, 16 to 4096.
+
+    A sixty-fourth, or more: batches of similar lengths need several batches to sort within one unit. But at most a
+    quarter of an actor's share, so that all actors have work to their end.
+
+    Args:
+        rows: Rows of the whole job.
+        budget: Token positions of one batch.
+        actors: Actors that share the job.
+    """
+    wanted = min(max(rows / 64, budget / 16), rows / (4 * actors))
+    return min(max(math.ceil(wanted), budget // 64, 16), 4096)
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,13 +139,17 @@ def through_ray(options: argparse.Namespace) -> Any:
     return found
 
 
+_BUDGETS = (512, 16_384)  # of a batch, as on a CPU and on a GPU
+
+
 def padding(options: argparse.Namespace) -> Any:
     """The share of computed positions that are padding."""
     lengths = [len(example.ids) for example in tokenised(options, Masking(), limit=options.padding_rows).values()]
-    units = sorted({16, unit_rows(sum(source_rows(options.corpus).values()))})
+    rows = sum(source_rows(options.corpus).values())
+    units = sorted({16, *(unit_rows(rows, budget) for budget in _BUDGETS)})
     found = {
         budget: [padding_in_order(lengths, budget), *(padding_within(lengths, budget, unit) for unit in units)]
-        for budget in (512, 16_384)
+        for budget in _BUDGETS
     }
     print(f"{len(lengths):,} examples, {sum(lengths):,} tokens\n")
     table(

@@ -93,4 +93,10 @@ def test_half_written_files_are_swept_away(tmp_path: Path) -> None:
 
 
 def test_units_are_small_enough_to_lose_and_large_enough_to_keep() -> None:
-    assert [unit_rows(rows) for rows in (1, 2_000, 10**9)] == [16, 32, 4096]
+    assert [unit_rows(rows, 512) for rows in (1, 2_000, 4_000, 10**9)] == [16, 32, 63, 4096]
+
+
+def test_large_batches_make_large_units_but_leave_every_actor_some() -> None:
+    assert [unit_rows(rows, 16_384) for rows in (1, 2_000, 10_000, 10**9)] == [256, 500, 1024, 4096]
+    assert [unit_rows(20_000, 16_384, actors) for actors in (1, 8, 1000)] == [1024, 625, 256]
+    assert unit_rows(10**6, 2**20) == 4096
