@@ -10,7 +10,7 @@ import numpy as np
 from raydpp.selection.objective import Objective
 from raydpp.selection.oracles.front import DenseFront
 
-SWAPS = 4.0
+SWAPS = 1.0
 """Picks may come in another order than in the rehearsal; what as many picks as this later would be the best is kept."""
 
 

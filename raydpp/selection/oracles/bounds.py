@@ -47,7 +47,7 @@ class Bounds:
     (1e-13 in float64) and four times the largest difference ever met where one was computed exactly.
 
     Attributes:
-        residuals: (N,) float64, each as of ``seen``; 0 for a pick.
+        residuals: (N,) float64, each as of ``seen``, exact or up to the error; 0 for a pick.
         seen: (N,) int64: how many picks each takes into account.
         picks: How many picks there are.
         error: How far off a residual that is not exact may be.
@@ -62,14 +62,15 @@ class Bounds:
         self.residuals = np.full(rows, variance)
         self.seen = np.zeros(rows, dtype=np.int64)
         self.picks = 0
-        self._loose = np.zeros(rows, dtype=bool)
+        self._loose = np.zeros(rows, dtype=bool)  # (N,) whose residual is not exact
+        self._exact = self.residuals.copy()  # (N,) the last exact residual: none is above
         self._variance = variance
         self.error = _NOISE[dtype] * variance
 
     @property
     def upper(self) -> np.ndarray:
         """(N,) float64: no residual is above."""
-        return self.residuals + self.error * self._loose
+        return np.minimum(self.residuals + self.error * self._loose, self._exact)
 
     @property
     def stale(self) -> np.ndarray:
@@ -78,20 +79,19 @@ class Bounds:
 
     def upper_of(self, rows: np.ndarray) -> np.ndarray:
         """``upper`` of some items: (n,) -> (n,)."""
-        return self.residuals[rows] + self.error * self._loose[rows]
+        return np.minimum(self.residuals[rows] + self.error * self._loose[rows], self._exact[rows])
 
     def approximate(self, rows: np.ndarray, residuals: np.ndarray, seen: int) -> None:
         """These residuals, right up to the error, take the first ``seen`` picks into account; picks stay picks."""
         live = self.seen[rows] <= seen
-        rows, residuals = rows[live], np.maximum(residuals[live], 0.0)
-        lower = residuals + self.error < self.upper_of(rows)
-        self.residuals[rows[lower]] = residuals[lower]
-        self._loose[rows[lower]] = True
+        rows = rows[live]
+        self.residuals[rows] = np.maximum(residuals[live], 0.0)
+        self._loose[rows] = True
         self.seen[rows] = seen
 
     def exact(self, rows: np.ndarray, residuals: np.ndarray, picked: list[int]) -> None:
         """These residuals are exact and take all picks into account; ``picked`` are the places of picks in ``rows``."""
-        self.residuals[rows] = residuals
+        self.residuals[rows] = self._exact[rows] = residuals
         self._loose[rows] = False
         self.seen[rows] = self.picks
         self.seen[rows[picked]] = _GONE
@@ -112,6 +112,7 @@ class Bounds:
     def start_anew(self, dtype: torch.dtype) -> None:
         """Keep what is known as bounds, of no picks at all, and go on in another type."""
         self.residuals = self.upper
+        self._exact = self.residuals.copy()
         self.seen[self.seen != _GONE] = 0
         self._loose[:] = False
         self.error = _NOISE[dtype] * self._variance

@@ -41,7 +41,7 @@ class FeatureSpace(Bounded):
     front_size = 512
     enough = 64
     lookahead = 128
-    scout_size = 384
+    scout_size = 768
 
     def __init__(self, rows: UnitRows, kernel: Kernel) -> None:
         if kernel.name != "cosine" or (kernel.ridge or 0.0) < MIN_RIDGE:
@@ -77,8 +77,9 @@ class FeatureSpace(Bounded):
             if len(some := behind[seen[behind] == start]):
                 drops = torch.cat(self._drops[at:])  # (k, D)
                 self._lower(some, self._rows.square_sums(drops.T, self._index(some)))
-        self._pool = rows
-        self._pool_rows = self._rows if len(rows) == len(self._rows) else self._rows.part(self._index(rows))
+        self._pool, self._pool_rows = rows, self._rows  # the last copy makes room for the next
+        if len(rows) < len(self._rows):
+            self._pool_rows = self._rows.part(self._index(rows))
 
     def _lower(self, rows: np.ndarray, drops: np.ndarray) -> None:
         """Take off the residuals of items, (n,), what all picks that they have not seen take off: (n,)."""

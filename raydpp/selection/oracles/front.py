@@ -25,27 +25,27 @@ class DenseFront:
         self.residuals = covariance.diagonal().clip(min=0.0)
         self.picked: list[int] = []
         self._covariance = covariance
-        self._columns = np.empty((len(rows), len(rows)))  # (p, p): column k is that of the k-th pick
+        self._columns = np.empty((len(rows), len(rows)))  # (p, p): row k is the Cholesky column of the k-th pick
 
     @property
     def columns(self) -> np.ndarray:
         """(p, k) float64: the Cholesky columns of the k picks."""
-        return self._columns[:, : len(self.picked)]
+        return self._columns[: len(self.picked)].T
 
     def pick(self, j: int) -> None:
         """Make item ``rows[j]`` a pick, and condition the others on it: O(p k)."""
-        done = self.columns  # (p, k)
-        column = self._given(j) - done @ done[j]
+        done = self._columns[: len(self.picked)]  # (k, p)
+        column = self._given(j) - done[:, j] @ done  # (p,)
         column /= self.residuals[j] ** 0.5
         self.residuals -= column * column
         np.maximum(self.residuals, 0.0, out=self.residuals)
         self.residuals[j] = 0.0
-        self._columns[:, len(self.picked)] = column
+        self._columns[len(self.picked)] = column
         self.picked.append(j)
 
     def _given(self, j: int) -> np.ndarray:
         """(p,) float64: the covariance with item j, given the picks made before."""
-        return self._covariance[:, j]
+        return self._covariance[j]
 
 
 class LazyFront(DenseFront):

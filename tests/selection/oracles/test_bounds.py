@@ -32,6 +32,19 @@ def test_bounds_never_rise_and_what_is_a_pick_stays_one() -> None:
     assert bounds.upper[0] == 0.5
 
 
+def test_falls_smaller_than_the_error_add_up() -> None:
+    bounds = Bounds(1, 1.0, torch.float32)
+    row = np.array([0])
+    bounds.exact(row, np.array([0.5]), picked=[])
+    for picks in range(1, 101):
+        bounds.picks = picks
+        bounds.approximate(row, bounds.residuals[row] - 1e-7, picks)
+        assert bounds.upper[0] <= 0.5
+    np.testing.assert_allclose(bounds.upper, 0.5 - 1e-5 + bounds.error)
+    assert not bounds.measure(row, np.array([0.5 - 1e-5]))
+    assert bounds.error == 1e-6
+
+
 def test_the_error_is_four_times_the_largest_ever_met() -> None:
     bounds = Bounds(3, 1.0, torch.float32)
     assert not bounds.measure(np.arange(3), np.full(3, 0.9))  # nothing to compare: all are exact
