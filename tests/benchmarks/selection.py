@@ -40,6 +40,15 @@ def load(path: Path, column: str) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
+def some_rows(x: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """So many rows; beyond their number copies with noise."""
+    if count <= len(x):
+        return x[random.permutation(len(x))[:count]]
+    some = np.resize(x, (count, x.shape[1])).copy()
+    some += 0.3 * random.standard_normal(some.shape, dtype=np.float32) / np.sqrt(x.shape[1])
+    return some / np.linalg.norm(some, axis=1, keepdims=True)
+
+
 def textbook(x: np.ndarray, size: int, kernel: str, gamma: float = 1.0, ridge: float = 0.1) -> list[int]:
     """Fast greedy MAP as it is published: one Cholesky row of all items a pick, in the features' type."""
     n = len(x)
@@ -131,22 +140,29 @@ def memory(x: np.ndarray, options: argparse.Namespace) -> Any:
     """Peak memory, each case in a process of its own that has warmed up on a small problem."""
     rows, found = [], []
     context = multiprocessing.get_context("spawn")
-    for kernel, size in (("rbf", options.sizes[0]), ("rbf", options.sizes[1]), ("cosine", 4 * options.sizes[0])):
+    small, large = options.sizes
+    for kernel, n, size in (
+        ("rbf", len(x), small),
+        ("rbf", len(x), large),
+        ("cosine", len(x), 4 * small),
+        ("cosine", options.growth_rows[-1], small),
+    ):
         with context.Pool(1) as pool:
-            grown = pool.apply(_peak, (str(options.features), options.column, kernel, size, options.rows))
+            grown = pool.apply(_peak, (str(options.features), options.column, kernel, size, n))
+        features = n * x.shape[1] * 4
         if kernel == "rbf":
-            unit, what = len(x) * size * 4, "N x M float32"
+            unit, what = n * size * 4, "N x M float32"
         else:
-            unit, what = x.nbytes, "the features in float32"
-        total = grown if kernel == "rbf" else grown + x.nbytes
-        found.append({"kernel": kernel, "size": size, "bytes": total, "ratio": total / unit})
-        rows.append((kernel, f"{size:,}", f"{total / 2**20:,.0f} MiB", f"{total / unit:.2f} x {what}"))
-    table(("kernel", "M", "peak", "as a multiple"), rows)
+            unit, what = features, "the features in float32"
+        total = grown if kernel == "rbf" else grown + features
+        found.append({"kernel": kernel, "rows": n, "size": size, "bytes": total, "ratio": total / unit})
+        rows.append((kernel, f"{n:,}", f"{size:,}", f"{total / 2**20:,.0f} MiB", f"{total / unit:.2f} x {what}"))
+    table(("kernel", "N", "M", "peak", "as a multiple"), rows)
     return found
 
 
-def _peak(path: str, column: str, kernel: Any, size: int, rows: int | None) -> int:
-    x = load(Path(path), column)[:rows]
+def _peak(path: str, column: str, kernel: Any, size: int, rows: int) -> int:
+    x = some_rows(load(Path(path), column), rows, np.random.default_rng(0))
     raydpp.greedy_map(x[:3000], 300, kernel=kernel, oracle="cholesky" if kernel == "rbf" else "feature-space")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, from what is resident now
     before = _peak_resident()
@@ -167,11 +183,7 @@ def growth(x: np.ndarray, options: argparse.Namespace) -> Any:
     for kernel in ("rbf", "cosine"):
         rows = []
         for n in options.growth_rows:
-            some = x[random.permutation(len(x))[:n]]
-            if n > len(x):
-                some = np.resize(x, (n, x.shape[1])).copy()
-                some += 0.3 * random.standard_normal(some.shape, dtype=np.float32) / np.sqrt(x.shape[1])
-                some /= np.linalg.norm(some, axis=1, keepdims=True)
+            some = some_rows(x, n, random)
             cells = [f"{n:,}"]
             for size in options.growth_sizes:
                 if size > n or n * size > options.most:
