@@ -27,7 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
-        num_cpus=4,
+        num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=300 * 2**20,

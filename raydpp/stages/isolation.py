@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context, parent_process
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ from raydpp.extraction.extractor import ExampleFeatures
 log = logging.getLogger(__name__)
 
 Features = Callable[[Sequence[TokenizedExample]], ExampleFeatures]
+
+# Each child is forked from a process that has the libraries loaded and has done nothing with them: a start is cheap.
+_CONTEXT = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+_LIBRARIES = ["raydpp.extraction.views", "raydpp.stages.isolation", "transformers.models.auto.modeling_auto", "peft"]
 
 _DEATHS = 8  # examples that kill the process alone, one after the other, before it is no longer the examples' fault
 
@@ -43,10 +47,11 @@ class IsolatedExtractor:
     def __init__(self, load: Callable[[], Features]) -> None:
         self._load = cloudpickle.dumps(load)
         self._deaths = 0
+        _CONTEXT.set_forkserver_preload(_LIBRARIES)
         self._start()
 
     def _start(self) -> None:
-        self._pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_die_with_parent)
+        self._pool = ProcessPoolExecutor(1, _CONTEXT, initializer=_die_with_parent)
         try:
             self._pool.submit(_load_in_child, self._load).result()
         except BrokenProcessPool as error:

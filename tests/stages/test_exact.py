@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -330,7 +331,10 @@ def run_script(table: str, folder: Path, what: str) -> list[str]:
 def recorded(out: Path) -> list[str]:
     """The ids of the picks so far."""
     record = out / "rounds" / "picks.parquet"
-    ids: list[str] = pq.read_table(record)["id"].to_pylist() if record.exists() else []
+    if not record.exists():
+        return []
+    stored = io.BytesIO(record.read_bytes())  # opened once: it is replaced while a search runs
+    ids: list[str] = pq.read_table(stored)["id"].to_pylist()
     return ids
 
 
