@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from raydpp.corpus.tokenization import TokenizedExample
@@ -56,3 +62,27 @@ def test_what_is_wrong_with_the_model_comes_out_in_words() -> None:
 
     with pytest.raises(UserError, match="no such model"):
         IsolatedExtractor(broken)  # type: ignore[arg-type]
+
+
+ACTOR = """
+import os, time
+from raydpp.stages.isolation import IsolatedExtractor
+if __name__ == "__main__":
+    print(IsolatedExtractor(lambda: None)._pool.submit(os.getpid).result(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_model_does_not_outlive_its_actor(tmp_path: Path) -> None:
+    script = tmp_path / "actor.py"
+    script.write_text(ACTOR)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as actor:
+        assert actor.stdout is not None
+        child = psutil.Process(int(actor.stdout.readline()))
+        assert child.is_running()
+        actor.kill()
+    until = time.monotonic() + 30
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while child.status() != psutil.STATUS_ZOMBIE:  # dead, though nobody has asked for its exit code
+            assert time.monotonic() < until
+            time.sleep(0.1)
