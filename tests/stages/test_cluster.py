@@ -91,4 +91,4 @@ def test_memory_that_no_node_has_is_refused_in_words(cluster: None) -> None:
     assert memory_for(10**6, "select") == 10**6
     with pytest.raises(UserError, match=r"select: one task needs about 9000\.0 GB .* use more --partitions"):
         memory_for(9 * 10**12, "select")
-    assert threads_of_a_node() == 4
+    assert threads_of_a_node() == 2

@@ -75,5 +75,5 @@ def test_partitions_are_as_many_as_their_rows_or_the_cpus_are_worth(
     assert len(partitioned(table, None, exact=False)) == 1
     assert len(partitioned(table, None, exact=True)) == 1
     monkeypatch.setattr(stage, "_LEAST_ROWS", 10)
-    assert len(partitioned(table, None, exact=True)) == 4  # the cluster's CPUs
-    assert len(partitioned(table, 2, exact=True)) == 2
+    assert len(partitioned(table, None, exact=True)) == 2  # the cluster's CPUs
+    assert len(partitioned(table, 3, exact=True)) == 3
