@@ -96,24 +96,20 @@ class IsolatedExtractor:
 def _joined(parts: list[ExampleFeatures]) -> ExampleFeatures:
     like = next((part for part in parts if None in part.reasons), parts[0])  # others know neither D nor the columns
 
-    def column(name: str) -> np.ndarray | None:
-        known: np.ndarray | None = getattr(like, name)  # (n,) or (n, D)
+    def column(name: str) -> Any:
+        known = getattr(like, name)  # (n,) or (n, D)
         if known is None:
             return None
-        zeros = [np.zeros((len(part.reasons), *known.shape[1:]), known.dtype) for part in parts]
-        return np.concatenate(
-            [
-                getattr(part, name) if None in part.reasons else nothing
-                for part, nothing in zip(parts, zeros, strict=True)
-            ]
-        )
 
-    features, norms = column("features"), column("norms")
-    assert features is not None
-    assert norms is not None
+        def of(part: ExampleFeatures) -> np.ndarray:
+            usable: np.ndarray = getattr(part, name)
+            return usable if None in part.reasons else np.zeros((len(part.reasons), *known.shape[1:]), known.dtype)
+
+        return np.concatenate([of(part) for part in parts])
+
     return ExampleFeatures(
-        features,
-        norms,
+        column("features"),
+        column("norms"),
         column("losses"),
         column("difficulties"),
         [reason for part in parts for reason in part.reasons],

@@ -23,6 +23,17 @@ from raydpp.stages.shards import _ShardActor
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
+def refusing(model: str, folder: Path, condition: str, words: str) -> str:
+    """A copy of a model whose chat template refuses ``messages`` of which the condition holds, in these words."""
+    folder.mkdir()
+    for file in Path(model).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = folder / "chat_template.jinja"
+    refusal = "{% if " + condition + " %}{{ raise_exception('" + words + "') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    return str(folder)
+
+
 class Deadly:
     """An extractor whose process dies on every example with a certain token."""
 

@@ -21,7 +21,7 @@ from raydpp.stages.cluster import ActorPlan
 from raydpp.stages.isolation import Features
 from raydpp.stages.tables import GRADIENTS
 from raydpp.stages.units import REJECTS, Unit
-from tests.stages.faults import Deadly
+from tests.stages.faults import Deadly, refusing
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
 
@@ -120,16 +120,8 @@ def test_what_one_row_does_to_the_tokenizer_is_its_reason(work: Work, tiny_model
     good = [{"role": "user", "content": "what is a"}, answer]
     corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
     store.write_table(str(tmp_path / "corpus.parquet"), corpus)
-    model = Path(tiny_model)
-    strict = tmp_path / "strict"
-    strict.mkdir()
-    for file in model.iterdir():
-        (strict / file.name).write_bytes(file.read_bytes())
-    template = strict / "chat_template.jinja"
-    template.write_text(
-        "{% if messages[0]['role'] != 'user' %}{{ raise_exception('no user') }}{% endif %}" + template.read_text()
-    )
-    config = Work(work.out, 1, ExtractorConfig(str(strict)), Masking(), work.schema, work.plan)
+    strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
+    config = Work(work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
     good_row, bad_row = tokenize_unit(Unit("u", str(tmp_path / "corpus.parquet"), np.array([0, 1])), config).to_pylist()
     assert good_row["reason"] is None
     assert sum(good_row["response"]) == 2  # the word and the end of turn

@@ -212,7 +212,7 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     real = shards.ShardActors.advance
 
     def interrupted(self: Any, news: Any, own: Any) -> Any:
-        if news.number == 2:  # some picks have been made, and some are left
+        if news.number == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, news, own)
 

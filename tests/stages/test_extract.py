@@ -12,6 +12,7 @@ from raydpp import store
 from raydpp.errors import UserError
 from raydpp.stages.extract import extract
 from raydpp.stages.ingest import ingest
+from tests.stages.faults import refusing
 
 
 def test_every_conversation_becomes_a_unit_vector_in_plain_parquet(table: str, corpus: str) -> None:
@@ -61,17 +62,8 @@ def test_what_has_no_gradient_is_rejected_with_a_reason(cluster: None, tiny_mode
     source = tmp_path / "x.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = ingest([str(source)], str(tmp_path / "corpus")).out
-    model = Path(tiny_model)
-    strict = tmp_path / "strict"
-    strict.mkdir()
-    for file in model.iterdir():
-        (strict / file.name).write_bytes(file.read_bytes())
-    template = (strict / "chat_template.jinja").read_text()
-    refusal = (
-        "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{% endfor %}"
-    )
-    (strict / "chat_template.jinja").write_text(refusal + template)
-    run = extract(folder, str(tmp_path / "out"), str(strict), dimension=16)
+    strict = refusing(tiny_model, tmp_path / "strict", "'tool' in messages | map(attribute='role')", "no tools")
+    run = extract(folder, str(tmp_path / "out"), strict, dimension=16)
     assert (run.record["counts"]["rows"], run.record["counts"]["rejects"]) == (1, 1)
     (reject,) = [json.loads(p.read_text()) for p in (Path(run.out) / "rejects").iterdir()]
     assert "no tools" in reject["reason"]

@@ -70,14 +70,14 @@ class Bounds:
     @property
     def upper(self) -> np.ndarray:
         """(N,) float64: no residual is above."""
-        return np.minimum(self.residuals + self.error * self._loose, self._exact)
+        return self.upper_of(slice(None))
 
     @property
     def stale(self) -> np.ndarray:
         """(N,) bool: whose bound does not yet take the last picks into account."""
         return self.seen < self.picks
 
-    def upper_of(self, rows: np.ndarray) -> np.ndarray:
+    def upper_of(self, rows: np.ndarray | slice) -> np.ndarray:
         """``upper`` of some items: (n,) -> (n,)."""
         return np.minimum(self.residuals[rows] + self.error * self._loose[rows], self._exact[rows])
 
