@@ -3,7 +3,7 @@
 import sys
 
 from raydpp.cli import run_job
-from raydpp.stages.extract import extract
+from raydpp.extract.stage import extract
 
 if __name__ == "__main__":
     sys.exit(run_job(extract))

@@ -3,7 +3,7 @@
 import sys
 
 from raydpp.cli import run_job
-from raydpp.stages.ingest import ingest
+from raydpp.ingest.stage import ingest
 
 if __name__ == "__main__":
     sys.exit(run_job(ingest))

@@ -3,7 +3,7 @@
 import sys
 
 from raydpp.cli import run_job
-from raydpp.stages.measure import measure
+from raydpp.measure.stage import measure
 
 if __name__ == "__main__":
     sys.exit(run_job(measure))

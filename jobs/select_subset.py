@@ -3,7 +3,7 @@
 import sys
 
 from raydpp.cli import run_job
-from raydpp.stages.select import select
+from raydpp.select.stage import select
 
 if __name__ == "__main__":
     sys.exit(run_job(select))

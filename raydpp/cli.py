@@ -20,13 +20,13 @@ from rich.console import Console
 
 from raydpp.demo import demo
 from raydpp.errors import UserError
-from raydpp.stages.compare import comparison_table
-from raydpp.stages.cut import cut
-from raydpp.stages.extract import extract
-from raydpp.stages.ingest import ingest
-from raydpp.stages.measure import measure, terminal_table
-from raydpp.stages.run import INTERRUPTED, Outcome
-from raydpp.stages.select import select
+from raydpp.extract.stage import extract
+from raydpp.ingest.stage import ingest
+from raydpp.measure.stage import measure, terminal_table
+from raydpp.runs import INTERRUPTED, Outcome
+from raydpp.select.compare import comparison_table
+from raydpp.select.cut import cut
+from raydpp.select.stage import select
 
 STAGES: tuple[Callable[..., Outcome], ...] = (ingest, extract, select, cut, measure, demo)
 _POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}

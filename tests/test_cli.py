@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raydpp.cli import STAGES, main, run_job, stage_parser
-from raydpp.stages.ingest import ingest
+from raydpp.ingest.stage import ingest
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)

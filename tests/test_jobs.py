@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpp import store
-from raydpp.selection.greedy import greedy_map
+from raydpp.dpp.greedy import greedy_map
+from raydpp.tables import vector_array, write_table
 
 ROOT = Path(__file__).parents[1]
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
@@ -90,7 +90,7 @@ def test_select_by_ray_job_submit(head: str, tmp_path: Path) -> None:
     vectors = vectors.astype(np.float32)
     ids = [f"{n:03d}" for n in range(60)]
     table = str(tmp_path / "table.parquet")
-    store.write_table(table, pa.table({"id": ids, "gradient": store.vector_array(vectors, pa.float32())}))
+    write_table(table, pa.table({"id": ids, "gradient": vector_array(vectors, pa.float32())}))
     out = tmp_path / "out"
     submit = f"ray job submit --address {head} --working-dir . -- python jobs/select_subset.py --size 0.2"
     done = subprocess.run(

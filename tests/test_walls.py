@@ -1,37 +1,96 @@
-"""What may import what: the mathematics knows neither Ray nor a stage."""
+"""What may import what: engines know neither Ray nor a stage, and the road has one direction."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "raydpp"
-PURE = sorted(
-    path for folder in ("corpus", "selection", "diversity", "extraction") for path in (PACKAGE / folder).rglob("*.py")
-)
+ROOT = Path(__file__).parents[1]
+STAGES = {"ingest", "extract", "select", "measure"}
+MAY_USE = {
+    "measure": {"select"},
+    "select": {"ingest"},
+    "demo": STAGES,
+    "cli": STAGES,
+}  # a stage, and the other ones it is made of
+WITH_RAY = {
+    "cluster",
+    "progress",
+    "tables",
+    "ingest.stage",
+    "extract.workers",
+    "extract.isolation",
+    *(f"select.{name}" for name in ("inputs", "distributed", "partition_merge", "certificate", "exact")),
+    *(f"select.{name}" for name in ("shard_actors", "plan", "compare", "outputs")),
+    "measure.stage",
+}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "raydpp").rglob("*.py"))
+}
 
 
-def imports(path: Path) -> set[str]:
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(name: str) -> set[str]:
+    """The modules that a module imports, wherever in its text: ours as they are called, of others the package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    ours = {name if name in MODULES else name.rpartition(".")[0] for name in found if name.startswith("raydpp")}
+    return ours | {name.split(".")[0] for name in found if not name.startswith("raydpp")}
 
 
-@pytest.mark.parametrize("path", PURE, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_the_mathematics_imports_neither_ray_nor_a_stage(path: Path) -> None:
-    found = imports(path)
-    assert not {name for name in found if name.split(".")[0] == "ray" or name.startswith("raydpp.stages")}
-    if path.stem not in ("model", "adapters"):
-        assert not {name for name in found if name.split(".")[0] in ("transformers", "peft")}
+def place(name: str) -> str:
+    """The folder, or file, below raydpp/ that a module belongs to; empty for other packages."""
+    return name.split(".")[1] if name.startswith("raydpp.") else ""
 
 
-def test_the_wall_can_be_hit() -> None:
-    assert "ray.data" not in imports(PACKAGE / "stages" / "select.py")
-    assert "ray" in imports(PACKAGE / "stages" / "distributed.py")
-    assert "transformers" in imports(PACKAGE / "extraction" / "model.py")
+def below(*folders: str) -> list[str]:
+    return [name for name in MODULES if place(name) in folders]
+
+
+@pytest.mark.parametrize("name", below("dpp", "diversity"))
+def test_selection_and_measures_know_arrays_alone(name: str) -> None:
+    assert not imports(name) & {"ray", "pyarrow", "fsspec", "transformers", "peft"}
+    assert {place(other) for other in imports(name)} <= {"", "dpp", "diversity", "errors"}
+
+
+@pytest.mark.parametrize("name", below("gradients"))
+def test_gradients_know_neither_ray_nor_a_stage(name: str) -> None:
+    assert not imports(name) & {"ray", "pyarrow", "fsspec"}
+    assert {place(other) for other in imports(name)} <= {"", "gradients", "errors"}
+    if name.rpartition(".")[2] not in ("model", "adapters"):
+        assert not imports(name) & {"transformers", "peft"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_stage_uses_another_one_only_where_it_is_made_of_it(name: str) -> None:
+    used = {place(other) for other in imports(name)} & STAGES
+    assert used <= {place(name)} | MAY_USE.get(place(name), set())
+
+
+@pytest.mark.parametrize("name", ["raydpp.runs", "raydpp.storage", "raydpp.tables", *below("report")])
+def test_what_all_share_knows_no_engine(name: str) -> None:
+    assert not {place(other) for other in imports(name)} & {"gradients", "dpp", "diversity"}
+
+
+def test_ray_is_imported_where_the_tree_says_so_and_nowhere_else() -> None:
+    assert {name.removeprefix("raydpp.") for name in MODULES if "ray" in imports(name)} == WITH_RAY
+
+
+def test_no_import_leads_back_to_where_it_came_from() -> None:
+    graph = {name: {other for other in imports(name) if other in MODULES} for name in MODULES}
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_walls_can_be_hit() -> None:
+    assert "ray" in imports("raydpp.select.partition_merge")
+    assert "transformers" in imports("raydpp.gradients.model")
+    assert "raydpp.select.stage" in imports("raydpp.cli")
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()

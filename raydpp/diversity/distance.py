@@ -22,12 +22,12 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from raydpp.dpp.budget import count_of
+from raydpp.dpp.features import Features, Ids, UnitRows, unit_rows
+from raydpp.dpp.greedy import greedy_map
+from raydpp.dpp.kernels import Kernel, KernelName
+from raydpp.dpp.log_det import factor_gains
 from raydpp.errors import UserError
-from raydpp.selection.budget import count_of
-from raydpp.selection.conditioning import factor_gains
-from raydpp.selection.features import Features, Ids, UnitRows, unit_rows
-from raydpp.selection.greedy import greedy_map
-from raydpp.selection.kernels import Kernel, KernelName
 
 Subset = Literal["greedy", "uniform"]
 

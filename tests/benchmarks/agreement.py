@@ -18,11 +18,10 @@ from printed import machine, table
 from scipy.stats import pearsonr, spearmanr
 
 import raydpp
-from raydpp.selection.conditioning import ordered_log_gains
-from raydpp.selection.features import UnitRows
-from raydpp.selection.kernels import Kernel
-from raydpp.stages.tables import open_table
-from raydpp.store import vectors
+from raydpp.dpp.features import UnitRows
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.log_det import ordered_log_gains
+from raydpp.tables import open_table, vectors
 
 
 def rows_of(folder: str, source: str | None) -> pa.Table:

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 from printed import machine, table
 from selection import FEATURES, load
 
-from raydpp import store
-from raydpp.selection.kernels import Kernel
-from raydpp.selection.partition import Request, merge, select_rows
-from raydpp.selection.plan import levels
+from raydpp.dpp.kernels import Kernel
+from raydpp.select.plan import levels
+from raydpp.select.request import Request, merge, select_rows
+from raydpp.tables import write_table
 
 PARTS = ("loss", "million", "scaling")
 KERNELS = {"rbf, gamma 1": Kernel("rbf", 1.0), "rbf, gamma 0.2": Kernel("rbf", 0.2), "cosine + 0.1": Kernel("cosine")}
@@ -78,7 +78,7 @@ def planted(folder: Path, rows: int, dimension: int, files: int = FILES, seed: i
         x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
         features = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), dimension)
         ids = [f"{number:04x}{i:08x}" for i in range(count)]
-        store.write_table(str(folder / f"part-{number:05d}.parquet"), pa.table([ids, features], schema=schema))
+        write_table(str(folder / f"part-{number:05d}.parquet"), pa.table([ids, features], schema=schema))
     return str(folder)
 
 
@@ -127,7 +127,7 @@ def run(source: str, size: int, cpus: int, partitions: int, exact: bool) -> dict
     """One selection through Ray on so many CPUs: seconds, memory and its record."""
     import ray
 
-    from raydpp.stages.select import select
+    from raydpp.select.stage import select
 
     ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False, object_store_memory=3 * 2**30)
     out = tempfile.mkdtemp()

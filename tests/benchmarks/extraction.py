@@ -34,16 +34,16 @@ from extraction_inputs import extractor, few_examples, in_turns, rate, source_ro
 from printed import machine, table
 from torch import Tensor, nn
 
-from raydpp.corpus.tokenization import Masking, TokenizedExample
+from raydpp import runs
 from raydpp.demo import demo_model
-from raydpp.extraction.batches import pad, take_batch
-from raydpp.extraction.losses import ResponseLoss
-from raydpp.extraction.model import load_model
-from raydpp.stages import run as runs
-from raydpp.stages.extract import extract
-from raydpp.stages.preflight import padding as padding_within
-from raydpp.stages.tables import GRADIENTS
-from raydpp.stages.units import unit_rows
+from raydpp.extract.dry_run import padding as padding_within
+from raydpp.extract.stage import extract
+from raydpp.extract.units import unit_rows
+from raydpp.gradients.batches import pad, take_batch
+from raydpp.gradients.losses import ResponseLoss
+from raydpp.gradients.model import load_model
+from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.tables import GRADIENTS
 
 CPU = torch.device("cpu")
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from raydpp import store
-from raydpp.corpus.sample import choose
-from raydpp.corpus.tokenization import Masking, TokenizedExample, tokenize
+from raydpp import runs
 from raydpp.errors import RowError
-from raydpp.extraction.adapters import Adapter
-from raydpp.extraction.extractor import Extractor, ExtractorConfig
-from raydpp.extraction.model import Dtype, load_tokenizer
-from raydpp.extraction.views import load_extractor
-from raydpp.stages import run as runs
+from raydpp.extract.sample import choose
+from raydpp.gradients.adapters import Adapter
+from raydpp.gradients.model import Dtype, load_tokenizer
+from raydpp.gradients.representations import Extractor, ExtractorConfig, load_extractor
+from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize
+from raydpp.tables import read_columns
 
 
 def source_rows(corpus: str) -> dict[str, int]:
@@ -32,7 +31,7 @@ def tokenised(
 ) -> dict[str, TokenizedExample]:
     """By id, the examples that the extract stage takes with these options."""
     chosen = choose(options.corpus, source_rows(options.corpus), options.sources, limit, per_source)
-    rows = chosen.filter(store.read_columns(chosen.parts, ["id", "source", "messages"]))
+    rows = chosen.filter(read_columns(chosen.parts, ["id", "source", "messages"]))
     tokenizer = load_tokenizer(options.model)
     found = {}
     for row in rows.to_pylist():

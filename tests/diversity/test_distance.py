@@ -14,10 +14,10 @@ from raydpp.diversity.distance import (
     log_det_distance,
     reference_curves,
 )
+from raydpp.dpp.features import unit_rows
+from raydpp.dpp.greedy import greedy_map
+from raydpp.dpp.kernels import RESIDUAL_FLOOR, Kernel, KernelName
 from raydpp.errors import UserError
-from raydpp.selection.features import unit_rows
-from raydpp.selection.greedy import greedy_map
-from raydpp.selection.kernels import RESIDUAL_FLOOR, Kernel, KernelName
 
 LOG_FLOOR = math.log(RESIDUAL_FLOOR)
 

@@ -1,0 +1,192 @@
+"""extract --dry-run: what a run would cost, from one measured minute here, without Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from raydpp.errors import RowError, UserError
+from raydpp.extract.sample import Sample
+from raydpp.extract.units import unit_rows
+from raydpp.extract.workers import tokenize_row
+from raydpp.gradients.batches import take_batch
+from raydpp.gradients.representations import Extractor, ExtractorConfig, GradientExtractor, load_extractor
+from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.progress import progress_bar
+from raydpp.runs import Outcome
+from raydpp.tables import read_columns
+
+_SAMPLE = 1_000  # conversations that are tokenised; the first ones in the corpus, which is in random order
+_TRIED = 8  # examples whose features are computed together and alone
+_TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
+_ACTORS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def preflight(
+    chosen: Sample, config: ExtractorConfig, masking: Masking, out: str, store_as: str, seconds: float = 60
+) -> Outcome:
+    """Count, check and time a run without starting it.
+
+    Args:
+        chosen: The conversations that would take part.
+        config: What would be computed of them.
+        masking: How they would be tokenised.
+        out: Where the run would write; nothing is written.
+        store_as: Type of the stored features.
+        seconds: How long to measure.
+
+    Returns:
+        An outcome whose record holds the ``estimate``.
+
+    Raises:
+        UserError: The model cannot be loaded, no conversation has a response token, or the features of a few examples
+            depend on what they are batched with.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    examples, rejected = _tokenised(chosen, config, masking)
+    began = time.perf_counter()
+    extractor = load_extractor(config, device)
+    start_up = time.perf_counter() - began
+    error = batch_error(extractor, examples[:_TRIED])
+    if error > _TOLERANCE[_dtype(extractor)]:
+        raise UserError(
+            f"the features of {min(_TRIED, len(examples))} examples change by {error:.1e} of their length with the"
+            f" batch they are in ({_dtype(extractor)} allows {_TOLERANCE[_dtype(extractor)]:g}): this model is not"
+            " causal, or mixes the examples of a batch"
+        )
+    measured = _measure(extractor, examples, seconds)
+    estimate = _estimate(chosen.rows, examples, rejected, extractor, store_as, measured) | {
+        "device": device,
+        "start_up_seconds": start_up,
+        "batch_error": error,
+    }
+    return Outcome(out, {"stage": "extract", "estimate": estimate}, _in_words(estimate))
+
+
+def batch_error(extractor: Extractor, examples: list[TokenizedExample]) -> float:
+    """How far a feature moves, relative to its length 1, between a common batch and one of its own; the largest."""
+    together = extractor(examples).features  # (n, D)
+    alone = np.concatenate([extractor([example]).features for example in examples])
+    return float(np.linalg.norm(together - alone, axis=1).max())
+
+
+def _tokenised(chosen: Sample, config: ExtractorConfig, masking: Masking) -> tuple[list[TokenizedExample], int]:
+    tables: list[pa.Table] = []
+    for part in chosen.parts:
+        tables.append(chosen.filter(read_columns([part], ["id", "source", "messages"])))
+        if sum(map(len, tables)) >= _SAMPLE:
+            break
+    examples, rejected, reason = [], 0, ""
+    for row in pa.concat_tables(tables).slice(0, _SAMPLE).to_pylist():
+        try:
+            examples.append(tokenize_row(row["messages"], config, masking))
+        except RowError as error:
+            rejected, reason = rejected + 1, str(error)
+    if not examples:
+        raise UserError(f"none of the first {rejected} conversations can be used: {reason}")
+    return examples, rejected
+
+
+def _measure(extractor: Extractor, examples: list[TokenizedExample], seconds: float) -> dict[str, float]:
+    """Tokens a second over examples in units of 64, until the time is over or they are."""
+    tokens = rows = 0
+    extractor(examples[:_TRIED])  # the first batches are slow: caches, kernels, clocks
+    began = time.perf_counter()
+    with progress_bar("extract: measuring", math.ceil(seconds), "s") as bar:
+        while (passed := time.perf_counter() - began) < seconds and rows < len(examples):
+            unit = examples[rows : rows + 64]
+            extractor(unit)
+            rows += len(unit)
+            tokens += sum(len(example.ids) for example in unit)
+            bar.n = min(int(passed), bar.total)
+            bar.update(0)
+    passed = time.perf_counter() - began
+    return {"seconds": passed, "tokens_per_second": tokens / passed, "examples": rows}
+
+
+def _estimate(
+    rows: int,
+    examples: list[TokenizedExample],
+    rejected: int,
+    extractor: Extractor,
+    store_as: str,
+    measured: dict[str, float],
+) -> dict[str, Any]:
+    lengths = np.array([len(example.ids) for example in examples])
+    response = np.array([example.response.sum() for example in examples])
+    usable = rows * len(examples) / (len(examples) + rejected)
+    whole = rows <= len(examples) + rejected
+    tokens, response_tokens = lengths.mean() * usable, response.mean() * usable
+    hours = tokens / measured["tokens_per_second"] / 3600
+    return {
+        "examples": rows,
+        "tokenised": len(examples) + rejected,
+        "rejects": round(rows - usable),
+        "tokens": round(tokens),
+        "tokens_error": 0.0 if whole else float(lengths.std() / math.sqrt(len(lengths)) / lengths.mean()),
+        "response_tokens": round(response_tokens),
+        "truncated": round(usable * float(np.mean([example.truncated for example in examples]))),
+        "padding": padding(lengths.tolist(), extractor.batches.budget, unit_rows(rows, extractor.batches.budget)),
+        "flops": _flops(extractor, float(tokens), float(response_tokens)),
+        "table_bytes": round(usable * (extractor.dimension * {"float16": 2, "float32": 4}[store_as] + 60)),
+        "measured": measured,
+        "actor_hours": hours,
+        "hours": {str(count): hours / count for count in _ACTORS},
+    }
+
+
+def padding(lengths: list[int], budget: int, unit: int) -> float:
+    """The share of token positions that are padding, in batches of that budget within units of so many rows."""
+    computed = 0
+    for start in range(0, len(lengths), unit):
+        waiting = sorted(range(start, min(start + unit, len(lengths))), key=lambda i: lengths[i])
+        while waiting:
+            batch = take_batch(waiting, lengths, budget)
+            computed += len(batch) * max(lengths[i] for i in batch)
+    return 1 - sum(lengths) / computed
+
+
+def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float:
+    """Of the weights' products (2 a parameter and token forward, 2 more backward), without those of attention."""
+    model: nn.Module = extractor.model  # type: ignore[attr-defined]
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    top = head.weight.numel() if head is not None else 0
+    if head is not None and id(head.weight) not in tables:
+        body -= top
+    backward = 0.0
+    if isinstance(extractor, GradientExtractor):
+        order = {id(module): n for n, module in enumerate(model.modules())}
+        backward = 1 - min(order[id(site.module)] for site in extractor.sites) / len(order)
+    return 2 * body * tokens * (1 + backward) + 2 * top * response_tokens * (2 if backward else 1)
+
+
+def _dtype(extractor: Extractor) -> str:
+    model: nn.Module = extractor.model  # type: ignore[attr-defined]
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def _in_words(e: dict[str, Any]) -> str:
+    error = f" (+- {2 * e['tokens_error']:.1%}, from {e['tokenised']:,} of them)" if e["tokens_error"] else ""
+    measured = e["measured"]
+    lines = [
+        f"{e['examples']:,} examples, about {e['rejects']:,} of them without a response token",
+        f"{e['tokens']:,} tokens{error}, {e['response_tokens']:,} of them responses;"
+        f" {e['truncated']:,} examples truncated",
+        f"{e['padding']:.1%} of the computed positions are padding; {e['flops']:.2e} FLOP without attention",
+        f"table: {e['table_bytes'] / 2**20:,.1f} MiB",
+        f"features of {_TRIED} examples, batched and alone, differ by {e['batch_error']:.1e} of their length",
+        f"measured here on one {e['device']}: {measured['tokens_per_second']:,.0f} tokens/s over"
+        f" {measured['seconds']:.0f} s; the model loads in {e['start_up_seconds']:.0f} s",
+        f"{e['actor_hours']:,.2f} actor-hours on devices like this one: "
+        + ", ".join(f"{hours:,.2f} h with {count}" for count, hours in e["hours"].items()),
+        "dry run: nothing was written",
+    ]
+    return "\n".join(lines)

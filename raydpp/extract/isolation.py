@@ -1,0 +1,152 @@
+"""A model in a process of its own, so that an example that kills it costs nothing but itself.
+
+Some failures cannot be caught: a segmentation fault, the kernel's out-of-memory killer, a GPU context that is lost.
+Left to Ray they take the whole unit, and the actor with everything that waits for it, and Ray does not learn which
+example it was. Here the process is started again, and the examples it had are halved until the one is alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from typing import Any
+
+import numpy as np
+from ray import cloudpickle
+
+from raydpp.errors import UserError
+from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.tokenization import TokenizedExample
+
+log = logging.getLogger(__name__)
+
+Features = Callable[[Sequence[TokenizedExample]], ExampleFeatures]
+
+# Each child is forked from a process that has the libraries loaded and has done nothing with them: a start is cheap.
+_CONTEXT = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+_LIBRARIES = [
+    "raydpp.gradients.representations",
+    "raydpp.extract.isolation",
+    "transformers.models.auto.modeling_auto",
+    "peft",
+]
+
+_DEATHS = 8  # examples that kill the process alone, one after the other, before it is no longer the examples' fault
+
+
+class IsolatedExtractor:
+    """Calls an extractor that lives in a child process.
+
+    Args:
+        load: Makes the extractor; called in the child.
+
+    Raises:
+        UserError: What ``load`` says of the model.
+    """
+
+    def __init__(self, load: Callable[[], Features]) -> None:
+        self._load = cloudpickle.dumps(load)
+        self._deaths = 0
+        _CONTEXT.set_forkserver_preload(_LIBRARIES)
+        self._start()
+
+    def _start(self) -> None:
+        self._pool = ProcessPoolExecutor(1, _CONTEXT, initializer=_die_with_parent)
+        try:
+            self._pool.submit(_load_in_child, self._load).result()
+        except BrokenProcessPool as error:
+            raise UserError("the process that loads the model dies: is there memory enough for it?") from error
+
+    def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+        """The features of n examples; those the process dies on twice, the second time alone, get a reason."""
+        found = self._attempt(examples)
+        if found is None and len(examples) == 1:
+            found = self._attempt(examples)
+        if found is not None:
+            self._deaths = 0
+            return found
+        if len(examples) > 1:
+            middle = len(examples) // 2
+            return _joined([self(examples[:middle]), self(examples[middle:])])
+        self._deaths += 1
+        if self._deaths >= _DEATHS:
+            raise UserError(
+                f"the model's process died on {self._deaths} examples one after the other, each alone: that is not the"
+                " data's fault. Look at Ray's logs (out of memory?), and run the same command again"
+            )
+        nothing = np.zeros(1, np.float32)
+        reason = "the model's process died every time it worked on this example, even alone"
+        return ExampleFeatures(np.zeros((1, 1), np.float32), nothing, nothing, nothing, [reason], len(examples[0].ids))
+
+    def _attempt(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures | None:
+        """None where the process died; there is a new one then."""
+        try:
+            return self._pool.submit(_extract_in_child, list(examples)).result()
+        except BrokenProcessPool:
+            log.warning("the model's process died on %d examples; it is started again", len(examples))
+            self._pool.shutdown()
+            self._start()
+            return None
+
+    def close(self) -> None:
+        """End the process."""
+        self._pool.shutdown()
+
+
+def _joined(parts: list[ExampleFeatures]) -> ExampleFeatures:
+    like = next((part for part in parts if None in part.reasons), parts[0])  # others know neither D nor the columns
+
+    def column(name: str) -> Any:
+        known = getattr(like, name)  # (n,) or (n, D)
+        if known is None:
+            return None
+
+        def of(part: ExampleFeatures) -> np.ndarray:
+            usable: np.ndarray = getattr(part, name)
+            return usable if None in part.reasons else np.zeros((len(part.reasons), *known.shape[1:]), known.dtype)
+
+        return np.concatenate([of(part) for part in parts])
+
+    return ExampleFeatures(
+        column("features"),
+        column("norms"),
+        column("losses"),
+        column("difficulties"),
+        [reason for part in parts for reason in part.reasons],
+        sum(part.padded_tokens for part in parts),
+    )
+
+
+_in_child: Any = None
+
+
+def _load_in_child(load: bytes) -> None:
+    global _in_child
+    _in_child = cloudpickle.loads(load)()
+
+
+def _extract_in_child(examples: list[TokenizedExample]) -> ExampleFeatures:
+    import torch
+
+    try:
+        found: ExampleFeatures = _in_child(examples)
+        return found
+    except getattr(torch, "AcceleratorError", ()):
+        os._exit(1)  # the device is lost to this process: every later call would fail too
+
+
+def _die_with_parent() -> None:
+    """A child that outlived its actor would hold the GPU's memory."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,87 @@
+"""Which conversations of a corpus table a run works on.
+
+The corpus is in the order of its ids, which are hashes: the smallest ids are a uniform sample, always the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydpp import storage
+from raydpp.errors import UserError
+from raydpp.tables import Part, parquet_parts, read_columns
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some rows of a corpus table, unread.
+
+    Attributes:
+        parts: The files that hold them.
+        rows: How many they are.
+        last_ids: For every source that takes part the largest id that does (None: all of them); None: every row.
+    """
+
+    parts: tuple[Part, ...]
+    rows: int
+    last_ids: Mapping[str, str | None] | None = None
+
+    def filter(self, table: pa.Table) -> pa.Table:
+        """The rows of a part of the corpus (columns id and source among them) that belong to the sample."""
+        if self.last_ids is None:
+            return table
+        wanted = []
+        for source, last in self.last_ids.items():
+            of_source = pc.equal(table["source"], source)
+            wanted.append(of_source if last is None else pc.and_(of_source, pc.less_equal(table["id"], last)))
+        return table.filter(functools.reduce(pc.or_, wanted))
+
+
+def choose(
+    corpus: str,
+    counts: Mapping[str, int],
+    sources: Sequence[str] | None = None,
+    limit: int | None = None,
+    per_source: int | None = None,
+) -> Sample:
+    """The sample that the options of extract mean; reads ids and sources of no more files than it needs.
+
+    Args:
+        corpus: Output folder of ingest.
+        counts: Rows of every source of the corpus.
+        sources: The sources that take part; all if None.
+        limit: The most rows: those with the smallest ids.
+        per_source: The most rows of each source: those with the smallest ids. Comes before ``limit``.
+
+    Raises:
+        UserError: A source that the corpus does not have, or a limit below 1.
+    """
+    if unknown := sorted(set(sources or ()) - counts.keys()):
+        raise UserError(f"there is no source {unknown[0]!r} in {corpus}; it has {', '.join(sorted(counts))}")
+    for name, value in (("limit", limit), ("per-source", per_source)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: at least one conversation is needed")
+    parts = tuple(parquet_parts(storage.join(corpus, "corpus")))
+    wanted = {source: min(counts[source], per_source or counts[source]) for source in sources or sorted(counts)}
+    total = sum(wanted.values())
+    most = min(total, limit or total)
+    if most == sum(counts[source] for source in wanted):
+        return Sample(parts, total, None if sources is None else dict.fromkeys(wanted))
+
+    taken: dict[str, list[str]] = {source: [] for source in wanted}
+    used: list[Part] = []
+    for part in parts:  # in the order of ids
+        used.append(part)
+        rows = read_columns([part], ["id", "source"]).sort_by("id")
+        for identity, source in zip(rows["id"].to_pylist(), rows["source"].to_pylist(), strict=True):
+            if source in taken and len(taken[source]) < wanted[source]:
+                taken[source].append(identity)
+        if sum(map(len, taken.values())) >= most:
+            break
+    ordered = sorted((identity, source) for source, ids in taken.items() for identity in ids)[:most]
+    return Sample(tuple(used), most, {source: identity for identity, source in ordered})  # the last one stays

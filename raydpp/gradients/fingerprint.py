@@ -1,0 +1,46 @@
+"""What a gradient table's numbers depend on: tables made otherwise are not mixed, nor is one run's with another's."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from raydpp.gradients.adapters import FULL_WEIGHTS
+from raydpp.gradients.model import revision
+from raydpp.gradients.representations import ExtractorConfig
+from raydpp.gradients.tokenization import Masking, template_of
+
+
+def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, store_as: str) -> dict[str, Any]:
+    """Everything a feature's numbers depend on; tables whose fingerprints differ must not be mixed."""
+    vocabulary = tokenizer.backend_tokenizer.to_str()
+    found = {
+        "model": extractor.model.rsplit("/", 1)[-1],
+        "revision": revision(extractor.model),
+        "representation": extractor.representation,
+        "tokenizer": _hash(vocabulary),
+        "masking": asdict(masking),
+        "normalisation": "unit norm",
+        "dtype": extractor.dtype,
+        "stored_as": store_as,
+        "raydpp": version("raydpp"),
+    }
+    if extractor.representation != "embedding":
+        found["template"] = _hash(template_of(tokenizer))
+    if extractor.representation == "gradient":
+        adapter = asdict(extractor.adapter)
+        if adapter["kind"] not in ("fresh", FULL_WEIGHTS):
+            adapter = {"kind": "trained LoRA", "digest": revision(adapter["kind"]), "layers": adapter["layers"]}
+        found["adapter"] = adapter
+        found["projection"] = {
+            "kind": extractor.projection,
+            "dimension": extractor.dimension,
+            "seed": extractor.projection_seed,
+        }
+    return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,250 @@
+"""The ways to see an example (Wang et al. 2024 compare them): gradient, hidden states, text embedding.
+
+All give the same kind of row, so that everything after them is the same.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from raydpp.errors import UserError
+from raydpp.gradients.adapters import Adapter, adapt, site_shapes
+from raydpp.gradients.batches import TokenBatches, pad, to_device
+from raydpp.gradients.capture import GradientCapture
+from raydpp.gradients.losses import ResponseLoss
+from raydpp.gradients.model import Dtype, load_encoder, load_model
+from raydpp.gradients.projection import ProjectionKind, make_projection
+from raydpp.gradients.tokenization import TokenizedExample
+
+Representation = Literal["gradient", "hidden", "embedding"]
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What the numbers depend on, beyond the text.
+
+    Attributes:
+        model: A transformers model name or folder, or a .gguf file; for embeddings, a text encoder.
+        representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
+            last hidden states over its response tokens, or a text encoder's mean-pooled output.
+        adapter: The parameters whose gradients are taken (gradients only).
+        projection: How they are projected (gradients only).
+        dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
+        projection_seed: Seeds the projection.
+        dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
+        batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
+            where larger batches only add padding, and 16,384 on a GPU.
+        difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
+    """
+
+    model: str
+    representation: Representation = "gradient"
+    adapter: Adapter = field(default_factory=Adapter)
+    projection: ProjectionKind = "kronecker"
+    dimension: int = 1024
+    projection_seed: int = 0
+    dtype: Dtype = "auto"
+    batch_tokens: int | None = None
+    difficulty: bool = False
+
+    def budget(self, device: str) -> int:
+        """The most token positions of a batch on a type of device, such as cpu or cuda."""
+        return self.batch_tokens or (512 if device == "cpu" else 16_384)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleFeatures:
+    """Features and scores of n examples, in the order they were given.
+
+    Attributes:
+        features: (n, D) float32 (float64 for a model in float64), unit norm; rows with a reason hold zeros and must not
+            be used.
+        norms: (n,) float32, the features' lengths before they were divided by them (of a projected gradient: its
+            square is an unbiased estimate of the squared length of the whole gradient).
+        losses: (n,) float32, mean negative log-likelihood over response tokens, in nats (perplexity is its
+            exponential); None where the model has no loss.
+        difficulties: (n,) float32, instruction-following difficulty: the loss over the loss without the prompt (Li et
+            al. 2023, arXiv 2308.12032); None where it was not asked for.
+        reasons: Why an example has no feature, or None, for each.
+        padded_tokens: Token positions that were computed, padding included.
+    """
+
+    features: np.ndarray
+    norms: np.ndarray
+    losses: np.ndarray | None
+    difficulties: np.ndarray | None
+    reasons: list[str | None]
+    padded_tokens: int
+
+
+class Extractor(ABC):
+    """A loaded model that turns tokenised examples into features; neither their order nor number changes any.
+
+    Args:
+        config: See ExtractorConfig.
+        device: Where the model lives.
+    """
+
+    dimension: int
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.batches = TokenBatches(config.budget(self.device.type))
+
+    @abstractmethod
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        """``feature`` (n, D) of any norm, and ``loss`` and ``difficulty`` (n,) where there are such."""
+
+    def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+        """The features of n examples."""
+        rows = self.batches.run(examples, self.one_batch)
+        features = rows.columns.get("feature", np.zeros((len(examples), self.dimension), np.float32))  # (n, D)
+        loss, difficulty = rows.columns.get("loss"), rows.columns.get("difficulty")  # (n,) each
+        norms = np.linalg.norm(features, axis=1)  # (n,)
+        reasons = list(rows.reasons)
+        for i, reason in enumerate(reasons):
+            if reason is None:
+                reasons[i] = self._unusable(float(norms[i]), 0.0 if loss is None else float(loss[i]))
+            if reasons[i]:
+                features[i], norms[i] = 0, 1
+        features /= norms[:, None]
+        return ExampleFeatures(features, norms, loss, difficulty, reasons, rows.padded_tokens)
+
+    def _unusable(self, norm: float, loss: float) -> str | None:
+        what = self.config.representation
+        if not np.isfinite(norm) or not np.isfinite(loss):
+            return f"the {what} is not finite (overflow, or a model that yields NaN for this text)"
+        if norm == 0:
+            return f"the {what} is zero" + (": the model is certain of this response" if what == "gradient" else "")
+        return None
+
+
+_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
+
+
+def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor that a configuration means, with its model loaded. Raises UserError with words."""
+    kinds: dict[str, type[Extractor]] = {
+        "gradient": GradientExtractor,
+        "hidden": HiddenExtractor,
+        "embedding": EmbeddingExtractor,
+    }
+    return kinds[config.representation](config, device)
+
+
+class GradientExtractor(Extractor):
+    """The gradient of the response loss with respect to the adapter, projected to D coordinates."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model, self.sites = adapt(load_model(config.model, self.device, config.dtype), config.adapter)
+        self.dimension = config.dimension
+        shapes = site_shapes(self.sites)
+        self.projection = make_projection(
+            config.projection, shapes, config.dimension, config.projection_seed, self.device
+        )
+        require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model, [site.module for site in self.sites])
+        double = next(self.model.parameters()).dtype == torch.float64
+        self._capture = GradientCapture(self.sites, self.projection, torch.float64 if double else torch.float32)
+        self.one_batch([probe()])
+        if missed := [site.name for site in self.sites if site.name not in self._capture.reached]:
+            raise UserError(
+                f"{config.model!r} computes {missed[0]} without calling it as a layer, so that its gradient cannot be"
+                " captured: leave it out with --layers or --lora-targets"
+            )
+
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, response = pad(examples, self.device)
+        with self._capture(len(ids)):
+            loss, _ = self.loss(ids, response)  # (n,)
+            loss.sum().backward()  # a sum: no example's gradient depends on its neighbours
+            found = {"feature": self._capture.projected(), "loss": loss.detach()}
+        return _with_difficulty(found, self, examples)
+
+
+class HiddenExtractor(Extractor):
+    """The mean of the model's last hidden states over the positions that hold response tokens."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model = load_model(config.model, self.device, config.dtype)
+        require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model)
+        self.dimension = int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
+        if self.loss.chunked:
+            self.dimension = int(self.model.get_output_embeddings().in_features)  # type: ignore[operator]
+
+    @torch.no_grad()
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, response = pad(examples, self.device)
+        loss, hidden = self.loss(ids, response)
+        if hidden is None:
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
+        found = {"feature": _mean_over(hidden, response), "loss": loss}
+        return _with_difficulty(found, self, examples)
+
+
+class EmbeddingExtractor(Extractor):
+    """A text encoder's last hidden states, averaged over all tokens of the text."""
+
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+        super().__init__(config, device)
+        self.model = load_encoder(config.model, self.device, config.dtype)
+        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @torch.no_grad()
+    def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
+        ids, _ = pad(examples, self.device)  # (n, s)
+        lengths = to_device(np.array([len(example.ids) for example in examples]), self.device)
+        own = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]  # (n, s): not padding
+        hidden = self.model(input_ids=ids, attention_mask=own.long()).last_hidden_state  # (n, s, H)
+        return {"feature": _mean_over(hidden, own)}
+
+
+def probe() -> TokenizedExample:
+    """Eight tokens that every vocabulary has, to try a model on."""
+    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
+
+
+def require_causal(model: nn.Module, name: str) -> None:
+    """UserError where a token's logits depend on later tokens: padding would change every feature."""
+    ids = torch.from_numpy(probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+    with torch.no_grad():
+        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
+    if (short - whole).abs().max() > 0.05 * whole.abs().max():
+        raise UserError(
+            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
+            " text encoder"
+        )
+
+
+def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
+    """(n, s, H) states and (n, s) bool -> (n, H) means over the chosen positions, at least in float32."""
+    states = hidden if hidden.dtype == torch.float64 else hidden.float()
+    return (states * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+
+
+def _with_difficulty(
+    found: dict[str, Tensor], extractor: GradientExtractor | HiddenExtractor, examples: list[TokenizedExample]
+) -> dict[str, Tensor]:
+    if extractor.config.difficulty:
+        with torch.no_grad():
+            alone, _ = extractor.loss(*pad([without_prompt(example) for example in examples], extractor.device))
+        found["difficulty"] = found["loss"] / alone.clamp(min=_LEAST_LOSS)
+    return found
+
+
+def without_prompt(example: TokenizedExample) -> TokenizedExample:
+    """The responses alone: their tokens, and the one before each turn's first, which it is predicted from."""
+    kept = example.response.copy()
+    kept[:-1] |= example.response[1:]
+    return TokenizedExample(example.ids[kept], example.response[kept], example.truncated)

@@ -1,0 +1,251 @@
+"""A stage's output folder: whole or visibly unfinished, and never another run's.
+
+``run.json`` holds the configuration that replays the run (``raydpp STAGE --config OUT/run.json --out NEW``), versions,
+counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished. Where it did
+not, most stages start anew; one whose work is dear goes on (``resume``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from raydpp import storage
+from raydpp.errors import UserError
+from raydpp.storage import resolve
+
+SUCCESS = "_SUCCESS"
+RECORD = "run.json"
+INTERRUPTED = "interrupted"
+EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file"})
+"""Options that say where and how fast a stage runs, not what comes out of it."""
+
+_PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage left behind.
+
+    Attributes:
+        out: The output folder.
+        record: What run.json holds.
+        summary: One line for people.
+        repeated: Whether an earlier run had already finished this, and nothing was done now.
+    """
+
+    out: str
+    record: dict[str, Any]
+    summary: str
+    repeated: bool = False
+
+
+@dataclass
+class Run:
+    """A stage at work on its output folder: ``begin`` it, write below ``out``, ``finish`` it."""
+
+    out: str
+    record: dict[str, Any]
+    done: Outcome | None = None
+    old: dict[str, Any] | None = None
+    _started: float = field(default_factory=time.perf_counter)
+
+    def path(self, *names: str) -> str:
+        return storage.join(self.out, *names)
+
+    def finish(self, summary: str, **facts: Any) -> Outcome:
+        """Write the record with these facts, then the success marker."""
+        self.record |= {
+            "status": "finished",
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "seconds": round(time.perf_counter() - self._started, 3),
+            "summary": summary,
+            **facts,
+        }
+        storage.write_json(self.path(RECORD), self.record)
+        storage.write_text(self.path(SUCCESS), "")
+        return Outcome(self.out, self.record, summary)
+
+    def claim(self, fingerprint: Mapping[str, Any]) -> int:
+        """Take over a folder that ``resume`` began, once it is known what this run's numbers depend on.
+
+        Whoever was at work on it before finds another attempt in run.json, and must write no more.
+
+        Returns:
+            The number of this attempt, from 1.
+
+        Raises:
+            UserError: What is there was made with another fingerprint; the message names the field that differs.
+        """
+        before = (self.old or {}).get("fingerprint")
+        self.record["fingerprint"] = json.loads(json.dumps(fingerprint))
+        if before is not None and (difference := first_difference(before, self.record["fingerprint"])):
+            name, old, new = difference
+            raise UserError(
+                f"--out {self.out} holds another run: its {name} was {old!r} and now is {new!r}. Name another folder,"
+                " or delete this one"
+            )
+        attempt = int((self.old or {}).get("attempt", 0)) + 1
+        self.record["attempt"] = attempt
+        storage.write_json(self.path(RECORD), self.record)
+        if SUCCESS in (storage.names_in(self.out) or ()):  # finished once, but its input has grown
+            system, path = resolve(self.path(SUCCESS))
+            system.delete_file(path)
+        return attempt
+
+    def interrupt(self, summary: str, **facts: Any) -> Outcome:
+        """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
+        self.record |= {"status": INTERRUPTED, "summary": summary, **facts}
+        storage.write_json(self.path(RECORD), self.record)
+        return Outcome(self.out, self.record, summary)
+
+
+def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bool = False) -> Run:
+    """Claim the output folder for this run.
+
+    Args:
+        stage: The stage's name.
+        config: Every argument it was called with, ``out`` among them.
+        inputs: What identifies the data it reads (strict JSON): the same values, the same data.
+        keep: Whether what an unfinished run of the same configuration left is kept, because it is made of runs of its
+            own, rather than cleared.
+
+    Returns:
+        A run whose ``done`` is set where an earlier one with the same configuration and inputs has finished.
+
+    Raises:
+        UserError: The folder exists and is not this run's; the message names what differs.
+    """
+    out = str(config["out"])
+    record = _new_record(stage, config, inputs)
+    names = storage.names_in(out)
+    if names is None and storage.read_text(out) is not None:
+        raise UserError(f"--out {out} is a file: name a folder")
+    if names:
+        old = _read_record(out)
+        if old is None:
+            raise UserError(f"--out {out} exists and is not a raydpp run: name another folder")
+        untouched = names == [RECORD]  # a mistake was found before any work was done: nothing is lost
+        if not untouched and (difference := _difference(old, record)):
+            raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+        if SUCCESS in names:
+            return Run(out, old, _repeated(out, old))
+        if not keep:
+            system, path = resolve(out)
+            system.delete_dir_contents(path)
+    storage.write_json(storage.join(out, RECORD), record)
+    return Run(out, record)
+
+
+def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: Sequence[str] = ()) -> Run:
+    """Like ``begin``, for a stage whose unfinished work is kept and whose input may grow; ``claim`` comes next.
+
+    A finished run of the same configuration and the same inputs is ``done``. Of other inputs it is taken up again: the
+    stage must make sure itself that what is there belongs to them.
+
+    Args:
+        stage, config, inputs: As for ``begin``.
+        free: Options that say where the inputs are, and so may differ.
+    """
+    out = str(config["out"])
+    old = _read_record(out) if storage.names_in(out) else None
+    if old is None or storage.names_in(out) == [RECORD]:
+        run = begin(stage, config, inputs)
+        run.old = {"attempt": (old or {}).get("attempt", 0)}
+        return run
+    record = _new_record(stage, config, inputs)
+    here = {name: record["config"][name] for name in free}
+    alike = {**old, "inputs": record["inputs"], "config": {**old["config"], **here}}
+    if difference := _difference(alike, record):
+        raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+    if old["inputs"] == record["inputs"] and SUCCESS in (storage.names_in(out) or ()):
+        return Run(out, old, _repeated(out, old))
+    return Run(out, record, old=old)
+
+
+def _repeated(out: str, record: dict[str, Any]) -> Outcome:
+    return Outcome(out, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
+
+
+def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
+    record = {
+        "stage": stage,
+        "status": "unfinished",
+        "config": dict(config),
+        "inputs": list(inputs),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    found: dict[str, Any] = json.loads(json.dumps(record))  # tuples become lists, as they will be read back
+    return found
+
+
+def require(stages: Sequence[str], folder: str, interrupted: bool = False) -> dict[str, Any]:
+    """The record of a finished run of one of these stages; UserError in words where the folder is not one.
+
+    With ``interrupted`` also of one that Ctrl-C ended with a usable part of its output.
+    """
+    wanted = f"give the output folder of raydpp {' or '.join(stages)}"
+    names = storage.names_in(folder)
+    if names is None:
+        raise UserError(f"there is no folder {folder}: {wanted}")
+    record = _read_record(folder)
+    if record is None:
+        raise UserError(f"{folder} is not the output folder of a run (it has no {RECORD}): {wanted}")
+    if record["stage"] not in stages:
+        raise UserError(f"{folder} was written by raydpp {record['stage']}: {wanted}")
+    if SUCCESS not in names and not (interrupted and record.get("status") == INTERRUPTED):
+        raise UserError(
+            f"{folder} is unfinished (it has no {SUCCESS}): run its raydpp {record['stage']} command again first"
+        )
+    return record
+
+
+def identity(record: Mapping[str, Any]) -> str:
+    """A hash of what a finished run's output depends on (hex)."""
+    text = json.dumps([record["stage"], _settings(record), record["inputs"], record.get("counts")], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record["config"].items() if name not in EXECUTION}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    if old["stage"] != new["stage"]:
+        return f"it was written by raydpp {old['stage']}"
+    before, now = _settings(old), _settings(new)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            return f"its {name} was {before.get(name)!r} and now is {now.get(name)!r}"
+    return None if old["inputs"] == new["inputs"] else "its input files have changed since"
+
+
+def _read_record(folder: str) -> dict[str, Any] | None:
+    text = storage.read_text(storage.join(folder, RECORD))
+    if text is None:
+        return None
+    try:
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"stage", "config", "inputs"} <= record.keys() else None
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first field, in words, in which two fingerprints differ, and its two values: ("projection seed", 0, 1)."""
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if inner := first_difference(old, new):
+                return f"{name} {inner[0]}", *inner[1:]
+        elif old != new:
+            return name, old, new
+    return None

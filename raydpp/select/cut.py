@@ -1,0 +1,60 @@
+"""cut: a finished selection -> the selection for a smaller budget, without a new search."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from raydpp import runs, storage
+from raydpp.dpp.budget import count_of
+from raydpp.errors import UserError
+from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, read_columns, read_whole, write_table
+
+log = logging.getLogger(__name__)
+
+
+def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
+    """Take the first SIZE picks of a selection: greedy is nested, so they are the selection for that budget.
+
+    Needs no search, no model and no cluster. Works on what raydpp select wrote, finished or ended by Ctrl-C, and on
+    what raydpp cut wrote. A selection made with --minimum or --tokens keeps room for what comes later, so a part of
+    it is not what a smaller budget would have given: these are refused.
+
+    Args:
+        selection: Output folder of raydpp select.
+        out: Folder to write; it must be new, empty, or this same run's.
+        size: How many examples: a whole number, or a fraction of the selection such as 0.5.
+    """
+    record = runs.require(["select", "cut"], selection, interrupted=True)
+    if used := [f"--{name}" for name in ("minimum", "tokens") if record["nested_unless"].get(name)]:
+        raise UserError(f"{selection} was selected with {used[0]}: its parts are not selections; run raydpp select")
+    picks = read_columns(parquet_parts(storage.join(selection, "selection")), SELECTION_SCHEMA.names)
+    try:
+        count = count_of(size, len(picks))
+    except UserError as error:
+        raise UserError(f"--size {size} of {selection}: {error}") from error
+    run = runs.begin("cut", {"selection": selection, "out": out, "size": size}, [runs.identity(record)])
+    if run.done:
+        return run.done
+    picks = picks.slice(0, count)
+    parts = parquet_parts(storage.join(selection, GRADIENTS))
+    rows = read_whole(parts).slice(0, count)
+    write_table(run.path("selection", "selection.parquet"), picks)
+    write_table(run.path(GRADIENTS, "part-00000.parquet"), rows)
+    examples = storage.read_text(storage.join(selection, "examples.jsonl"))
+    if examples is not None:
+        lines: list[Any] = [json.loads(line) for line in examples.split("\n")[:count]]
+        storage.write_json_lines(run.path("examples.jsonl"), lines)
+    log_det = picks["log_det"][-1].as_py()
+    return run.finish(
+        f"cut: the first {count:,} of {record['counts']['rows']:,} picks of {selection},"
+        f" log det {log_det:,.2f} nats -> {run.out}",
+        fingerprint=record["fingerprint"],
+        corpus=record["corpus"],
+        feature_column=record["feature_column"],
+        nested_unless=record["nested_unless"],
+        counts={"in": record["counts"]["rows"], "asked": count, "rows": count},
+        log_det=log_det,
+        stopped=None,
+    )

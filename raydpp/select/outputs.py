@@ -1,0 +1,53 @@
+"""What a selection leaves behind: the selection table, the examples, their rows of the gradient table."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raydpp import runs, storage
+from raydpp.errors import UserError
+from raydpp.select.request import Picked, Request
+from raydpp.storage import resolve
+from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, write_table
+
+
+def write_selection(run: runs.Run, picked: Picked, request: Request) -> None:
+    """OUT/selection and OUT/gradients, in the order of picking."""
+    picks, gains = picked.rows, picked.selection.log_gains
+    scores = request.scores(picks)
+    columns = {
+        "rank": np.arange(1, len(picks) + 1),
+        "id": picks["id"],
+        "source": picks["source"] if "source" in picks.column_names else pa.nulls(len(picks), pa.string()),
+        "log_gain": gains,
+        "log_det": np.cumsum(gains),
+        "quality": pa.nulls(len(picks), pa.float64()) if scores is None else scores,
+    }
+    write_table(run.path("selection", "selection.parquet"), pa.table(columns, schema=SELECTION_SCHEMA))
+    write_table(run.path(GRADIENTS, "part-00000.parquet"), picks)
+
+
+def write_examples(url: str, corpus: str, ids: list[str]) -> None:
+    """The selected conversations, in the order of picking; the corpus is filtered where it is read."""
+    import ray
+
+    wanted = ray.put(pa.array(ids))
+    parts = parquet_parts(storage.join(corpus, "corpus"))
+    system, _ = resolve(parts[0].url)
+    found = ray.data.read_parquet([resolve(part.url)[1] for part in parts], filesystem=system).map_batches(
+        lambda rows: rows.filter(pc.is_in(rows["id"], ray.get(wanted))),
+        batch_format="pyarrow",
+        batch_size=None,
+    )
+    rows = {row["id"]: row for row in found.iter_rows()}
+    if missing := [identity for identity in ids if identity not in rows]:
+        raise UserError(
+            f"{len(missing)} of the selected examples are not in {corpus} (first: {missing[0]}): give the corpus that"
+            " the gradient table was made of with --corpus"
+        )
+    storage.write_json_lines(
+        url,
+        ({"messages": rows[i]["messages"], **{k: v for k, v in rows[i].items() if k != "messages"}} for i in ids),
+    )

@@ -1,0 +1,222 @@
+"""Shards of a gradient table in actors of the cluster."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydpp.dpp.oracles.bounds import Exact
+from raydpp.dpp.oracles.choice import OracleName
+from raydpp.dpp.sharded.messages import Contenders, News
+from raydpp.dpp.sharded.shard import Shard
+from raydpp.errors import UserError
+from raydpp.select.request import Request, items_of
+from raydpp.tables import GradientTable, Part
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 300.0
+"""Seconds that shards may have no node to run on before the search ends; a worker's packages are installed in it."""
+
+DEATHS = 5
+"""How often a shard's process may die in one round before the search ends."""
+
+_LOOK = 2.0  # seconds between two looks at the shards' processes
+
+
+class ShardActors:
+    """Shards in actors of the cluster, for ``Rounds``.
+
+    Ray starts an actor that died anew, wherever there is room, and calls it again. What a shard is made of comes with
+    every call, since what is given to a constructor in the object store is gone when it is called again.
+    """
+
+    def __init__(
+        self,
+        table: GradientTable,
+        groups: list[list[Part]],
+        request: Request,
+        oracle: OracleName,
+        size: int,
+        exclude: pa.Array | None,
+        memory: int = 0,
+    ) -> None:
+        import ray
+
+        count = len(groups)
+        now, possible = _cpus()
+        cpus = cpus_of_each(count, possible)
+        self._needs = f"{cpus:g} CPU" + (f" and {memory / 1e9:.1f} GB of memory" if memory else "")
+        threads = max(1, now // count)
+        self._setup = [ray.put(_Setup(table, groups, request, oracle, size, exclude, threads))]
+        make = ray.remote(_ShardActor).options(
+            num_cpus=cpus, memory=memory or None, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
+        )
+        self._actors: list[Any] = [make.remote(number) for number in range(count)]
+
+    def __len__(self) -> int:
+        return len(self._actors)
+
+    def available(self) -> dict[str, int]:
+        """How many items may be picked, by source."""
+        found: dict[str, int] = {}
+        for counts in self._all(lambda actor: actor.available.remote(self._setup)):
+            for source, count in counts.items():
+                found[source] = found.get(source, 0) + count
+        return found
+
+    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
+        """A round of some shards."""
+        import ray
+
+        told = ray.put(news)  # once, however many hear it
+        return self._collect({i: self._actors[i].advance.remote(self._setup, told, exact) for i, exact in own.items()})
+
+    def find(self, ids: Sequence[str]) -> list[Contenders]:
+        """Items by their ids, from every shard."""
+        import ray
+
+        wanted = ray.put(list(ids))
+        return self._all(lambda actor: actor.find.remote(self._setup, wanted))
+
+    def take(self, where: Sequence[tuple[int, int]]) -> pa.Table:
+        """Rows of the table: a shard and a row there, for each."""
+        order = sorted(range(len(where)), key=lambda k: where[k])
+        rows: dict[int, list[int]] = {shard: [] for shard in range(len(self))}
+        for k in order:
+            rows[where[k][0]].append(where[k][1])
+        found = self._collect({i: self._actors[i].take.remote(self._setup, some) for i, some in rows.items()})
+        return pa.concat_tables([found[i] for i in range(len(self))]).take(pa.array(np.argsort(order), pa.int64()))
+
+    def close(self) -> None:
+        """End the actors."""
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+
+    def _all(self, call: Callable[[Any], Any]) -> list[Any]:
+        found = self._collect({i: call(actor) for i, actor in enumerate(self._actors)})
+        return [found[i] for i in range(len(self))]
+
+    def _collect(self, references: Mapping[int, Any]) -> dict[int, Any]:
+        """Wait for all."""
+        import ray
+
+        found: dict[int, Any] = {}
+        waiting = {reference: i for i, reference in references.items()}
+        watch = _Watch(len(self), self._needs)
+        while waiting:
+            finished, _ = ray.wait(list(waiting), timeout=_LOOK)
+            found |= {waiting.pop(reference): ray.get(reference) for reference in finished}
+            watch.look([] if finished else [self._actors[i] for i in waiting.values()])
+        return found
+
+
+class _Watch:
+    """Ends a wait for shards in vain: they have no node to run on and get none, or die again and again."""
+
+    def __init__(self, count: int, needs: str) -> None:
+        self._count = count
+        self._needs = needs
+        self._homeless = 0
+        self._since = time.monotonic()
+        self._said = False
+        self._restarts: dict[Any, int] = {}  # at the first look
+
+    def look(self, actors: Sequence[Any]) -> None:
+        """Look at those actors that are waited for: one that only takes its time is in a process."""
+        from ray._private.state import state
+
+        rows = {actor._actor_id: state.actor_table(actor._actor_id.hex()) for actor in actors}
+        for actor, row in rows.items():
+            restarts = row.get("NumRestarts", 0)
+            if restarts - self._restarts.setdefault(actor, restarts) >= DEATHS:
+                raise UserError(
+                    f"the process of a shard died {DEATHS} times in one round, most likely for lack of memory: use"
+                    " more --partitions, a smaller --size, or larger nodes"
+                )
+        homeless = sum(row.get("State") != "ALIVE" for row in rows.values())
+        if homeless != self._homeless or not homeless:
+            self._homeless, self._since = homeless, time.monotonic()
+            return
+        waited = time.monotonic() - self._since
+        now, possible = _cpus()
+        what = f"{homeless} of {self._count} shards have no node to run on: each needs {self._needs} of its own"
+        if waited > PATIENCE and possible <= now:
+            raise UserError(
+                f"{what}. The picks so far are kept: the same command goes on from them, once there is room"
+            )
+        if waited > PATIENCE / 5 and not self._said:
+            log.warning("%s; waiting for room", what)
+            self._said = True
+
+
+def cpus_of_each(shards: int, cpus: int) -> float:
+    """The CPUs of a shard's actor: one, or where there are more shards such a part of one that all find room.
+
+    The parts of one CPU are those of one node: five shards get halves of four CPUs, not four fifths.
+    """
+    return math.floor(1e4 / math.ceil(shards / max(1, cpus))) / 1e4  # Ray counts in ten-thousandths
+
+
+def _cpus() -> tuple[int, int]:
+    """The whole CPUs of the cluster's nodes: now, and as many as it can get."""
+    import ray
+    from ray._private.state import state
+
+    now = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    return now, max(now, int((state.get_max_resources_from_cluster_config() or {}).get("CPU", 0)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Setup:
+    """What shards are made of: see ``exact.exact_greedy``."""
+
+    table: GradientTable
+    groups: list[list[Part]]
+    request: Request
+    oracle: OracleName
+    size: int
+    exclude: pa.Array | None
+    threads: int
+
+
+class _ShardActor:
+    """A shard, made with the first call; each call brings a reference, in a list, to what it is made of."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._made: tuple[pa.Table, Shard] | None = None
+
+    def available(self, setup: list[Any]) -> dict[str, int]:
+        return self._make(setup)[1].available
+
+    def advance(self, setup: list[Any], news: News, own: Exact) -> Contenders | None:
+        return self._make(setup)[1].advance(news, own)
+
+    def find(self, setup: list[Any], ids: list[str]) -> Contenders:
+        return self._make(setup)[1].find(ids)
+
+    def take(self, setup: list[Any], rows: list[int]) -> pa.Table:
+        return self._make(setup)[0].take(pa.array(rows, pa.int64()))
+
+    def _make(self, setup: list[Any]) -> tuple[pa.Table, Shard]:
+        if self._made is None:
+            import ray
+            import torch
+
+            of: _Setup = ray.get(setup[0])
+            torch.set_num_threads(of.threads)
+            table = of.table.read(of.groups[self._number], of.request.columns)
+            items = items_of(table, of.request, of.exclude)
+            self._made = table, Shard(items, of.request.kernel, of.oracle, of.size, 1.0 - of.request.weight)
+            pa.default_memory_pool().release_unused()  # what reading and sorting have left behind
+        return self._made

@@ -1,0 +1,241 @@
+"""select: gradient table -> selection table, and the selected examples (partition-and-merge greedy DPP; Ray tasks)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from raydpp import runs, storage
+from raydpp.cluster import connect, explain
+from raydpp.dpp.budget import count_of
+from raydpp.dpp.greedy import AtFloor, check_options
+from raydpp.dpp.kernels import Kernel, KernelName
+from raydpp.dpp.oracles.choice import OracleName
+from raydpp.errors import UserError
+from raydpp.ingest.files import list_files
+from raydpp.select import compare as comparing
+from raydpp.select.compare import Choice, pick_baselines
+from raydpp.select.distributed import greedy, partitioned
+from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, source_counts
+from raydpp.select.outputs import write_examples, write_selection
+from raydpp.select.partition_merge import OVERSAMPLE
+from raydpp.select.plan import estimate as estimated
+from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
+from raydpp.tables import open_table
+
+log = logging.getLogger(__name__)
+
+Method = Literal["greedy", "random", "quality", "length", "k-center", "k-means", "dedup"]
+
+
+def select(
+    table: str,
+    out: str,
+    size: int | float | None = None,
+    *,
+    tokens: int | None = None,
+    min_log_gain: float | None = None,
+    minimum: list[str] | None = None,
+    maximum: list[str] | None = None,
+    owned: list[str] | None = None,
+    exclude: list[str] | None = None,
+    kernel: KernelName = "rbf",
+    gamma: float = 1.0,
+    ridge: float | None = None,
+    quality_weight: float = 0.0,
+    quality: list[str] | None = None,
+    scores: list[str] | None = None,
+    cost_column: str = "response_tokens",
+    cost_power: float = 1.0,
+    at_floor: AtFloor = "stop",
+    tolerance: float = 0.0,
+    oracle: OracleName = "auto",
+    method: Method = "greedy",
+    compare: bool = False,
+    seed: int = 0,
+    threshold: float = 0.95,
+    partitions: int | None = None,
+    exact: bool = False,
+    estimate: bool = False,
+    oversample: float = OVERSAMPLE,
+    certify: bool = True,
+    corpus: str | None = None,
+    feature_column: str = "gradient",
+    address: str | None = None,
+) -> runs.Outcome:
+    """Select the subset worth training on: greedy MAP of a determinantal point process over the gradients.
+
+    Each partition of the table (a set of its files, read by the task that works on it) picks more than its share;
+    the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
+    holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
+    the gradient table, OUT/report.html what each pick adds and where the picks come from.
+
+    Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
+    without a new search. Ctrl-C during the search keeps the picks so far.
+
+    Args:
+        table: Output folder of raydpp extract, or a Parquet file with the columns id and --feature-column.
+        out: Folder to write; it must be new, empty, or this same run's.
+        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
+            --min-log-gain is needed; each ends the run.
+        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
+            fits is passed over.
+        min_log_gain: Stop when the next example adds less than this, in nats.
+        minimum: At least so many examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
+            *=... is for every other source.
+        maximum: At most so many examples of a source, likewise.
+        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
+            counts as picked before the first pick, so that the selection completes it, and is not picked again.
+        exclude: What is never to be picked, likewise.
+        kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
+        gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
+        ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
+        quality_weight: w, from 0 (diversity alone) to 1 (quality alone): the objective is
+            (1 - w) log det K + w (sum of quality).
+        quality: The columns of the table that say how good an example is, COLUMN or COLUMN=WEIGHT, a negative weight
+            where less is better; each is standardised by its median and median absolute deviation. Default the
+            response's length.
+        scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
+            name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
+            number, but those of --owned and --exclude.
+        cost_column: What --tokens counts.
+        cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
+        at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
+            continue by quality and then by id.
+        tolerance: Each pick is at least (1 - tolerance) as good as the best at its time; faster. 0 is exact.
+        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
+            the same.
+        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
+            (semantic de-duplication by --threshold).
+        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
+            distance, quality and source mix.
+        seed: Of what is random in a baseline.
+        threshold: The cosine similarity from which dedup calls two examples the same.
+        partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
+        exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
+            in the memory of an actor. Killed, the same command goes on from the picks it had.
+        estimate: Whether only to say what tasks the selection takes, their memory and their time.
+        oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
+        certify: Whether to look, after a merge, at what every example left would still add: how much the partitions may
+            have lost.
+        corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
+        feature_column: The column with the features, where the table was not written by raydpp extract.
+        address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
+    """
+    config = {name: value for name, value in locals().items() if name != "estimate"}
+    if size is None and tokens is None and min_log_gain is None:
+        raise UserError("no budget: give --size, --tokens or --min-log-gain")
+    if oversample < 1:
+        raise UserError(f"--oversample {oversample}: below 1 the partitions hand in fewer picks than are wanted")
+    if partitions is not None and partitions < 1:
+        raise UserError(f"--partitions {partitions}: at least one is needed")
+    if exact and at_floor == "continue":
+        raise UserError("--exact has no order to go on in at the floor: leave --at-floor out, or --exact")
+    if method not in get_args(Method):
+        raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    check_options(quality_weight, cost_power, tolerance, at_floor)
+    judged = tuple(parse_score(text) for text in quality or [cost_column])
+    similarity = Kernel(kernel, gamma, ridge)
+    opened = open_table(table, feature_column)
+    count = None if size is None else count_of(size, opened.rows)
+    least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
+    if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
+        similarity.check_budget(count, opened.dimension)
+    request = Request(
+        similarity,
+        opened.column,
+        count,
+        weight=quality_weight,
+        tokens=tokens,
+        cost=cost_column,
+        cost_power=cost_power,
+        min_log_gain=min_log_gain,
+        at_floor=at_floor,
+        tolerance=tolerance,
+        oracle=oracle,
+    )
+    if estimate:
+        connect(address)
+        return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
+    corpus = corpus or opened.corpus
+    corpus_run = runs.require(["ingest"], corpus) if corpus else None
+    files = list_files(scores) if scores else []
+    identity = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
+    run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
+    if run.done:
+        return run.done
+
+    connect(address)
+    with explain():
+        have = find_owned(owned or [], exclude or [], opened)
+        if have.unknown:
+            log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
+        opened = join_scores(opened, files, [*(score.column for score in judged), cost_column], have.excluded)
+        counts = source_counts(opened) if opened.has("source") else {}
+        counted = quality_weight > 0 or method == "quality" or compare
+        request = replace(
+            request,
+            quality=quality_scales(opened, judged) if counted and (quality or opened.has(cost_column)) else (),
+            minimum=expand_quotas(least, list(counts), "--minimum"),
+            maximum=expand_quotas(most, list(counts), "--maximum"),
+        )
+        groups = partitioned(opened, partitions, exact)
+        what = "as many" if count is None else f"{count:,}"
+        log.info("select: %s of %s examples, %d partitions", what, f"{opened.rows:,}", len(groups))
+        certificate = None
+        if method != "greedy":
+            picked = pick_baselines(opened, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
+        else:
+            record = run.path("rounds", "picks.parquet")
+            picked, certificate = greedy(
+                opened, groups, request, have, record, exact=exact, oversample=oversample, certified=certify
+            )
+        chosen = picked.rows
+        if not len(chosen):
+            raise UserError(f"nothing was picked: {picked.selection.stopped}")
+        write_selection(run, picked, request)
+        if corpus:
+            write_examples(run.path("examples.jsonl"), corpus, chosen["id"].to_pylist())
+        others = []
+        if compare and not picked.interrupted:
+            others = comparing.with_baselines(opened, request, picked, have, method, seed, threshold)
+    how = method if method != "greedy" else "exact greedy" if exact or len(groups) == 1 else f"{len(groups)} partitions"
+    stopped, log_det = picked.selection.stopped, picked.selection.log_det
+    summary = (
+        f"select: {len(chosen):,} of {opened.rows:,} examples of {opened.name} by {how},"
+        f" log det {log_det:,.2f} nats{' given what is owned' if have.count else ''} -> {run.out}"
+    )
+    if stopped:
+        log.warning("select: %s", stopped)
+        summary += f" ({stopped})"
+    whole = {source: rows / opened.rows for source, rows in counts.items()}
+    comparing.write_report(run.path("report.html"), picked, whole, others, summary)
+    facts: dict[str, Any] = {
+        "fingerprint": opened.fingerprint,
+        "corpus": corpus,
+        "feature_column": opened.column,
+        "counts": {
+            "in": opened.rows,
+            "asked": count,
+            "rows": len(chosen),
+            "partitions": len(groups),
+            "owned": have.count,
+            "owned_unknown": have.unknown,
+        },
+        "log_det": log_det,
+        "rounds": picked.rounds,
+        "seconds": {part: round(took, 1) for part, took in picked.seconds.items()},
+        "certificate": certificate and certificate.facts,
+        "oracle": picked.selection.oracle,
+        "stopped": stopped,
+        "nested_unless": {"minimum": bool(minimum), "tokens": tokens is not None},
+    }
+    if picked.interrupted:
+        return run.interrupt(
+            summary, **facts, next=f"raydpp cut {run.out} --size {len(chosen)} --out NEW keeps these picks"
+        )
+    if others:
+        facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
+        storage.write_json(run.path("comparison.json"), others)
+    return run.finish(summary, **facts)

@@ -1,0 +1,297 @@
+"""The tables between the stages: their schemas, and reading and writing them on any file system.
+
+A stage's output folder holds its table in a folder of plain Parquet files, ``rejects/`` (JSON lines), ``run.json``, and
+``_SUCCESS`` once it is whole. Every file appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raydpp import runs, storage
+from raydpp.errors import UserError
+from raydpp.runs import first_difference
+from raydpp.storage import child_url, resolve, split_options, write_whole
+
+_ROW_GROUP = 4096
+
+MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+
+def corpus_schema(carried: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
+    """The corpus table: one conversation a row, plus the columns the user asked to carry."""
+    own = [("id", pa.string()), ("source", pa.string()), ("messages", MESSAGES)]
+    return pa.schema([*own, *(carried or {}).items()])
+
+
+def gradient_schema(dimension: int, dtype: str = "float16", difficulty: bool = False) -> pa.Schema:
+    """The gradient table: one unit-norm feature of length ``dimension`` a row, stored as float16 or float32.
+
+    Whatever the representation, the column is named ``gradient``. ``loss`` is null where the model has none (a text
+    encoder). With ``difficulty`` there is a column for instruction-following difficulty.
+    """
+    element = {"float16": pa.float16(), "float32": pa.float32()}[dtype]
+    return pa.schema(
+        [
+            ("id", pa.string()),
+            ("source", pa.string()),
+            ("gradient", pa.list_(element, dimension)),
+            ("gradient_norm", pa.float32()),
+            ("loss", pa.float32()),
+            ("prompt_tokens", pa.int32()),
+            ("response_tokens", pa.int32()),
+            ("truncated", pa.bool_()),
+            *([("difficulty", pa.float32())] if difficulty else []),
+        ]
+    )
+
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("log_gain", pa.float64()),
+        ("log_det", pa.float64()),
+        ("quality", pa.float64()),
+    ]
+)
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """One Parquet file. Vector columns get no dictionary: it costs time and saves nothing."""
+    # Small row groups, so that some rows of a large file can be read without the rest.
+    plain = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    write_whole(
+        url,
+        lambda stream: pq.write_table(
+            table, stream, compression="zstd", use_dictionary=plain or False, row_group_size=_ROW_GROUP
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of a table: its URL and how many rows it has."""
+
+    url: str
+    rows: int
+
+
+def parquet_parts(url: str) -> list[Part]:
+    """The Parquet files at a URL (a file, or a folder's files), in name order, with their numbers of rows."""
+    system, path = resolve(url)
+    info = system.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"there is no table at {url}")
+    if info.type == pafs.FileType.File:
+        paths = [path]
+    else:
+        found = system.get_file_info(pafs.FileSelector(path, recursive=True))
+        paths = sorted(f.path for f in found if f.path.endswith(".parquet"))
+    if not paths:
+        raise UserError(f"there is no Parquet file in {url}")
+
+    def rows(file: str) -> int:
+        try:
+            return int(pq.read_metadata(file, filesystem=system).num_rows)
+        except pa.ArrowException as error:
+            raise UserError(f"{file} is not a readable Parquet file: {error}") from error
+
+    with ThreadPoolExecutor(16) as pool:  # footers only: waiting, not computing
+        urls = [url] if info.type == pafs.FileType.File else [child_url(url, path, file) for file in paths]
+        return [Part(u, n) for u, n in zip(urls, pool.map(rows, paths), strict=True)]
+
+
+def partition_files(parts: Sequence[Part], count: int) -> list[list[Part]]:
+    """Split files, in order, into at most ``count`` groups of about the same number of rows; none is empty."""
+    total = sum(part.rows for part in parts)
+    groups: list[list[Part]] = [[] for _ in range(max(1, min(count, len(parts))))]
+    seen = 0
+    for part in parts:
+        middle = (seen + part.rows / 2) / max(total, 1)
+        groups[min(int(middle * len(groups)), len(groups) - 1)].append(part)
+        seen += part.rows
+    return [group for group in groups if group]
+
+
+def partition_count(rows: int, rows_per_partition: int) -> int:
+    return max(1, math.ceil(rows / rows_per_partition))
+
+
+def read_columns(parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
+    """Some columns of some files, in order. Raises UserError naming the columns a file has where one is missing."""
+    tables = []
+    for part in parts:
+        system, path = resolve(part.url)
+        names = pq.read_schema(path, filesystem=system).names
+        if missing := [column for column in columns if column not in names]:
+            raise UserError(f"{part.url} has no column {missing[0]!r}; it has {', '.join(names)}")
+        tables.append(pq.read_table(path, columns=list(columns), filesystem=system, partitioning=None))
+    return pa.concat_tables(tables)
+
+
+def read_whole(parts: Sequence[Part]) -> pa.Table:
+    """All columns of files that have the same ones, in order."""
+    system, path = resolve(parts[0].url)
+    return read_columns(parts, pq.read_schema(path, filesystem=system).names)
+
+
+def vectors(column: pa.ChunkedArray) -> np.ndarray:
+    """A FixedSizeList column as an (n, D) array of its own floating point type."""
+    if not pa.types.is_fixed_size_list(column.type):
+        raise UserError(f"a feature column must be a fixed-size list of numbers, not {column.type}")
+    if column.null_count:
+        raise UserError(f"{column.null_count} rows have no feature (null)")
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)  # (n * D,)
+    return flat.reshape(-1, column.type.list_size)
+
+
+def vector_array(values: np.ndarray, element: pa.DataType) -> pa.FixedSizeListArray:
+    """An (n, D) array as a FixedSizeList column of that element type."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=element.to_pandas_dtype()).reshape(-1), element)
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+GRADIENTS = "gradients"
+
+
+@dataclass(frozen=True)
+class GradientTable:
+    """A table of features, unread.
+
+    Attributes:
+        name: For people: the last part of its URL.
+        parts: Its files, with the number of rows in each that belong to it.
+        column: The column with the features.
+        dimension: D.
+        fingerprint: What its numbers depend on; None for a plain Parquet file.
+        corpus: The corpus it was made from; None if unknown.
+        identity: Strict JSON that changes when the table does.
+        source: Where set, only rows of this source belong to the table.
+        scores: A reference to a table of id and more columns, which rows are joined with as they are read.
+        scored: The names of these columns.
+    """
+
+    name: str
+    parts: tuple[Part, ...]
+    column: str
+    dimension: int
+    fingerprint: dict[str, Any] | None
+    corpus: str | None
+    identity: Any
+    source: str | None = None
+    scores: Any = None
+    scored: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Its number of rows."""
+        return sum(part.rows for part in self.parts)
+
+    def has(self, column: str) -> bool:
+        """Whether its files, or what they are joined with, have a column."""
+        return column in self.scored or column in _columns(self.parts[0].url)
+
+    def read(self, parts: Sequence[Part], more: Sequence[str] = ()) -> pa.Table:
+        """The rows of some of its files, in the order of their ids: a gradient table's columns and ``more``."""
+        columns = [name for name in _columns(parts[0].url) if name in _KEPT or name == self.column]
+        table = self.read_columns(parts, [*columns, *(name for name in more if name not in columns)])
+        if self.source is not None:
+            table = table.filter(pc.equal(table["source"], self.source))
+        return table.sort_by("id")
+
+    def read_columns(self, parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
+        """Some columns of some of its files; where scores are among them, without the rows that have none."""
+        import ray
+
+        columns = list(dict.fromkeys(columns))
+        joined = [name for name in columns if name in self.scored]
+        if not joined:
+            return read_columns(parts, columns)
+        table = read_columns(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
+        scores = ray.get(self.scores)
+        ids = table["id"].cast(pa.string())
+        scores = scores.filter(pc.is_in(scores["id"], ids))  # the ids here are few: only they are hashed
+        places = pc.index_in(ids, scores["id"])
+        table, scores = table.filter(pc.is_valid(places)), scores.take(places.drop_null())
+        for name in joined:
+            table = table.append_column(name, scores[name])
+        return table.select(columns)
+
+
+_KEPT = frozenset(gradient_schema(1).names)
+
+
+def open_table(url: str, column: str) -> GradientTable:
+    """Find a table's files and check what can be checked without reading it.
+
+    Args:
+        url: The output folder of raydpp extract, select or cut, or a Parquet file with the columns id and ``column``.
+        column: The column with the features, a fixed-size list of numbers with unit norm.
+    """
+    name = split_options(url)[0].rstrip("/").rsplit("/", 1)[-1]
+    if url.endswith(".parquet"):
+        parts = parquet_parts(url)
+        fingerprint, corpus = None, None
+        identity: Any = [[part.url, part.rows] for part in parts]
+    else:
+        record = runs.require(("extract", "select", "cut"), url)
+        parts = parquet_parts(storage.join(url, GRADIENTS))
+        fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
+        column = record.get("feature_column", column)
+    system, path = resolve(parts[0].url)
+    schema = pq.read_schema(path, filesystem=system)
+    for needed in ("id", column):
+        if needed not in schema.names:
+            raise UserError(
+                f"{url} has no column {needed!r}; it has {', '.join(schema.names)}."
+                " --feature-column names the column with the features"
+            )
+    kind = schema.field(column).type
+    if not pa.types.is_fixed_size_list(kind):
+        raise UserError(f"the column {column!r} of {url} is {kind}, not a fixed-size list of numbers")
+    return GradientTable(name, tuple(parts), column, kind.list_size, fingerprint, corpus, identity)
+
+
+def by_source(table: GradientTable) -> list[GradientTable]:
+    """One table for every source of this one, made of the files it occurs in."""
+    found: dict[str, list[Part]] = {}
+    for part in table.parts:  # one short column, a file at a time
+        for entry in read_columns([part], ["source"])["source"].value_counts().to_pylist():
+            found.setdefault(entry["values"], []).append(Part(part.url, entry["counts"]))
+    return [replace(table, name=name, source=name, parts=tuple(found[name])) for name in sorted(found)]
+
+
+def same_fingerprint(tables: Sequence[GradientTable]) -> None:
+    """Refuse to compare tables whose numbers were made differently; the message names the field."""
+    first = tables[0]
+    for other in tables[1:]:
+        if first.dimension != other.dimension:
+            raise UserError(
+                f"{first.name} has {first.dimension} dimensions and {other.name} {other.dimension}:"
+                " distances compare only within one dimension"
+            )
+        if first.fingerprint is None or other.fingerprint is None:
+            continue
+        if difference := first_difference(first.fingerprint, other.fingerprint):
+            field, one, two = difference
+            raise UserError(
+                f"{first.name} and {other.name} cannot be compared: their {field} differs ({one} and {two})."
+                " Extract both with the same options"
+            )
+
+
+def _columns(url: str) -> list[str]:
+    system, path = resolve(url)
+    return list(pq.read_schema(path, filesystem=system).names)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from raydpp.dpp.features import UnitRows
+from raydpp.dpp.kernels import Kernel, KernelName
+from raydpp.dpp.log_det import factor_gains, ordered_log_gains
+
+
+def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "cosine"])
+@pytest.mark.parametrize("block", [1, 7, 128])
+def test_gains_are_ratios_of_determinants(kernel: KernelName, block: int) -> None:
+    rows, similarity = UnitRows(sphere(30, 9)), Kernel(kernel)
+    matrix = similarity.matrix(rows.take()).numpy()
+    log_dets = [0.0, *(np.linalg.slogdet(matrix[:m, :m])[1] for m in range(1, 31))]
+    np.testing.assert_allclose(factor_gains(rows.take(), similarity, block).log().numpy(), np.diff(log_dets), atol=1e-9)
+
+
+def test_a_copy_counts_as_the_floor_and_changes_nothing_after_it() -> None:
+    x, kernel = sphere(12, 9), Kernel()
+    with_copies = np.concatenate([x[:5], x[:2], x[5:]])
+    gains = factor_gains(UnitRows(with_copies).take(), kernel, block=3)
+    assert (gains[5:7] == kernel.floor).all()
+    expected = factor_gains(UnitRows(x).take(), kernel)
+    torch.testing.assert_close(torch.cat([gains[:5], gains[7:]]), expected)
+
+
+def test_picks_are_conditioned_on_what_is_owned() -> None:
+    rows, kernel = UnitRows(sphere(12, 5)), Kernel("cosine")
+    matrix = kernel.matrix(rows.take()).numpy()
+    gains = ordered_log_gains(rows, [7, 1], kernel, owned=[3, 4])
+    log_dets = [np.linalg.slogdet(matrix[np.ix_(s, s)])[1] for s in ([3, 4], [3, 4, 7], [3, 4, 7, 1])]
+    np.testing.assert_allclose(gains, np.diff(log_dets), atol=1e-12)

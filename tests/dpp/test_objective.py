@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective, Score, combine, robust_scale, standardise, worth
+from raydpp.errors import UserError
+from raydpp.select.request import parse_score
+
+
+def test_what_ties_is_a_matter_of_rounding() -> None:
+    objective = Objective(Kernel("rbf"))
+    for residuals in ([0.5, 0.5 - 1e-11, 0.5 - 1e-7], [1e-6, 1e-6 - 1e-13, 1e-6 - 1e-11]):
+        scores, reach = objective.scores(np.array(residuals))
+        assert (reach >= scores.max()).tolist() == [True, True, False]
+
+
+def test_a_score_is_the_weighted_log_and_the_offset() -> None:
+    objective = Objective(Kernel("cosine"), 0.25, np.array([1.0, 2.0, 3.0]))
+    scores, reach = objective.scores(np.array([0.5, 0.0]), np.array([2, 0]))
+    assert scores[0] == pytest.approx(0.25 * np.log(0.5) + 3.0)
+    assert scores[1] == reach[1] == -np.inf
+    assert 0 < reach[0] - scores[0] < 1e-8
+
+
+def test_scores_and_reach_rise_with_residuals() -> None:
+    residuals = np.geomspace(1.1e-10, 1.0, 5000)
+    for diversity in (1.0, 0.1):
+        scores, reach = Objective(Kernel(), diversity).scores(residuals)
+        assert (np.diff(scores) > 0).all()
+        assert (np.diff(reach) > 0).all()
+
+
+def test_residuals_are_those_at_which_items_have_a_score() -> None:
+    rows = np.array([2, 0])
+    for objective in (Objective(Kernel()), Objective(Kernel(), 0.4, np.array([0.5, 0.0, -1.0]))):
+        found = objective.residuals(-0.8, rows)
+        np.testing.assert_allclose(objective.scores(found, rows)[0], -0.8)
+
+
+def test_what_an_item_is_worth_is_its_quality_less_what_it_costs() -> None:
+    scores, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
+    assert worth(2, 0.0, None, None, 1.0).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(worth(2, 0.25, scores, None, 1.0), [0.25, -0.5])
+    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 2.0), [0.25, -2.0])
+    np.testing.assert_allclose(worth(2, 0.25, None, costs, 2.0), [0.0, -1.5])
+    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 0.0), [0.25, -0.5])
+    assert scores.tolist() == [1.0, -2.0]
+
+
+def test_scores_are_on_the_scale_of_a_normal_distribution() -> None:
+    values = np.random.default_rng(0).normal(50.0, 7.0, 100_000)
+    scores = standardise(values)
+    assert scores.dtype == np.float64
+    assert np.median(scores) == pytest.approx(0.0, abs=1e-12)
+    assert scores.std() == pytest.approx(1.0, abs=0.02)
+    assert (np.argsort(scores) == np.argsort(values)).all()
+
+
+def test_a_few_outliers_move_nothing() -> None:
+    values = np.random.default_rng(0).normal(50.0, 7.0, 1000)
+    center, scale = robust_scale(values)
+    wild = np.concatenate([values, [1e9] * 20])
+    moved = robust_scale(wild)
+    assert moved[0] == pytest.approx(center, abs=0.5)
+    assert moved[1] == pytest.approx(scale, rel=0.05)
+    assert wild.std() > 1e6
+
+
+def test_a_part_of_a_corpus_is_scored_by_the_corpus() -> None:
+    lengths = np.random.default_rng(0).integers(1, 500, 40)
+    whole = standardise(lengths)
+    np.testing.assert_allclose(standardise(lengths[:7], *robust_scale(lengths)), whole[:7])
+
+
+def test_where_most_are_the_same_the_standard_deviation_counts() -> None:
+    assert robust_scale(np.array([3.0] * 9 + [13.0])) == (3.0, pytest.approx(3.0))
+
+
+@pytest.mark.parametrize("value", [0.1, 1e9 / 3])  # the mean of 0.1s is not 0.1, nor is their deviation 0
+def test_a_constant_column_becomes_zeros(value: float) -> None:
+    assert standardise([value] * 7).tolist() == [0.0] * 7
+    assert standardise([1.0, 2.0], center=1.0, scale=0.0).tolist() == [0.0, 0.0]
+
+
+def test_columns_are_combined_by_their_weights() -> None:
+    scores = (Score("a", 3.0, 1.0, 2.0), Score("b", -1.0, 0.0, 1.0))
+    np.testing.assert_allclose(combine([np.array([1.0, 5.0]), np.array([2.0, -4.0])], scores), [-0.5, 2.5])
+
+
+def test_a_score_is_a_column_and_a_weight() -> None:
+    assert parse_score("loss=-0.5") == Score("loss", -0.5)
+    assert parse_score("length") == Score("length", 1.0)
+    for text in ("=2", "loss=x", "loss=", "loss=0", "loss=nan"):
+        with pytest.raises(UserError, match="give COLUMN or COLUMN=WEIGHT"):
+            parse_score(text)
+
+
+@pytest.mark.parametrize(
+    ("values", "center", "scale", "words"),
+    [
+        ([1.0, np.nan, np.inf], None, None, "2 of 3 quality values"),
+        ([1.0, 2.0], np.nan, 1.0, "center nan"),
+        ([1.0, 2.0], 0.0, -1.0, "scale -1.0"),
+    ],
+)
+def test_what_is_not_finite_is_refused(
+    values: list[float], center: float | None, scale: float | None, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        standardise(values, center, scale)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from ray import cloudpickle
+
+from raydpp.cluster import ActorPlan
+from raydpp.errors import UserError
+from raydpp.extract import workers
+from raydpp.extract.isolation import Features
+from raydpp.extract.stage import extract
+from raydpp.extract.units import REJECTS, Unit
+from raydpp.extract.workers import FeatureActor, Work, tokenize_unit
+from raydpp.gradients.model import load_tokenizer
+from raydpp.gradients.representations import ExampleFeatures, ExtractorConfig
+from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.tables import GRADIENTS, gradient_schema, write_table
+from tests.faults import Deadly, faulty, refusing
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
+
+DEADLY, HOPELESS = 7, 9
+
+
+def scored(examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+    """Features of 4 dimensions and both scores; an extractor knows none of them where every example is hopeless."""
+    first = np.array([example.ids[0] for example in examples], np.float32)
+    reasons = ["hopeless" if token == HOPELESS else None for token in first]
+    some = None in reasons
+    features = np.zeros((len(first), 4), np.float32)
+    features[:, 0] = [reason is None for reason in reasons]
+    losses, difficulties = (first, 2 * first) if some else (None, None)
+    return ExampleFeatures(features, first, losses, difficulties, reasons, len(first))
+
+
+class Isolated(FeatureActor):
+    """An actor whose model is ``scored`` in a process that dies on DEADLY."""
+
+    def loader(self) -> Callable[[], Features]:
+        return lambda: Deadly(DEADLY, scored)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    (tmp_path / "run.json").write_text(json.dumps({"attempt": 1}))
+    plan = ActorPlan(0.0, 1.0, 1, 1, 1)
+    return Work(str(tmp_path), 1, ExtractorConfig("none"), Masking(), gradient_schema(4, difficulty=True), plan)
+
+
+@pytest.fixture
+def actor(work: Work) -> Any:
+    found = Isolated(work)
+    yield found
+    assert not isinstance(found._extractor, UserError)
+    found._extractor.close()
+
+
+def unit(first: list[int | None]) -> pa.Table:
+    """A tokenised unit of examples of two tokens; None is a row the tokenizer refused."""
+    rows = [
+        {
+            "unit": "part",
+            "id": f"{row:02d}",
+            "source": "s",
+            "ids": None if token is None else [token, 1],
+            "response": None if token is None else [False, True],
+            "truncated": False,
+            "reason": "refused" if token is None else None,
+        }
+        for row, token in enumerate(first)
+    ]
+    return pa.Table.from_pylist(rows)
+
+
+def outcome(out: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The table's difficulties and the rejects' reasons, by id."""
+    tables = [pq.read_table(path) for path in (Path(out) / GRADIENTS).glob("*.parquet")]
+    lines = [line for path in (Path(out) / REJECTS).glob("*") for line in path.read_text().splitlines()]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return {row["id"]: row["difficulty"] for row in rows}, {one["id"]: one["reason"] for one in map(json.loads, lines)}
+
+
+def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, work: Work) -> None:
+    (report,) = actor(unit([2, None, HOPELESS, 3])).to_pylist()
+    assert (report["rows"], report["rejects"], report["tokens"], report["error"]) == (2, 2, 6, None)
+    assert outcome(work.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
+
+
+@pytest.mark.parametrize("bad", [None, HOPELESS, DEADLY])
+def test_a_unit_without_a_usable_row_is_all_rejects(actor: FeatureActor, work: Work, bad: int | None) -> None:
+    (report,) = actor(unit([bad, bad])).to_pylist()
+    assert (report["rows"], report["rejects"], report["error"]) == (0, 2, None)
+    table, rejects = outcome(work.out)
+    assert not table
+    assert sorted(rejects) == ["00", "01"]
+
+
+def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: FeatureActor, work: Work) -> None:
+    actor(unit([HOPELESS, DEADLY, 2, 3]))
+    table, rejects = outcome(work.out)
+    assert table == {"02": 4.0, "03": 6.0}
+    assert sorted(rejects) == ["00", "01"]
+
+
+def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, work: Work) -> None:
+    (Path(work.out) / "run.json").write_text(json.dumps({"attempt": 2}))
+    (report,) = actor(unit([2])).to_pylist()
+    assert "taken over" in report["error"]
+    assert outcome(work.out) == ({}, {})
+
+
+def test_what_one_row_does_to_the_tokenizer_is_its_reason(work: Work, tiny_model: str, tmp_path: Path) -> None:
+    answer = {"role": "assistant", "content": "yes"}
+    good = [{"role": "user", "content": "what is a"}, answer]
+    corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
+    write_table(str(tmp_path / "corpus.parquet"), corpus)
+    strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
+    config = Work(work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
+    good_row, bad_row = tokenize_unit(Unit("u", str(tmp_path / "corpus.parquet"), np.array([0, 1])), config).to_pylist()
+    assert good_row["reason"] is None
+    assert sum(good_row["response"]) == 2  # the word and the end of turn
+    assert bad_row["ids"] is None
+    assert "no user" in bad_row["reason"]
+
+
+HERE = Path(__file__).parent
+
+
+def found_in(out: str) -> tuple[list[str], dict[str, str]]:
+    """The ids of the table, and the rejects with their reasons."""
+    rows = pq.read_table(Path(out) / "gradients", columns=["id"])["id"].to_pylist()
+    lines = [line for path in (Path(out) / "rejects").glob("*.jsonl") for line in path.read_text().split("\n") if line]
+    return rows, {reject["id"]: reject["reason"] for reject in map(json.loads, lines)}
+
+
+def all_ids(corpus: str) -> list[str]:
+    return sorted(pq.read_table(Path(corpus) / "corpus", columns=["id"])["id"].to_pylist())
+
+
+def test_a_worker_killed_once_costs_nothing(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log", dies_once=True))
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=8)
+    assert (tmp_path / "log.died").exists()
+    assert sorted(found_in(run.out)[0]) == all_ids(corpus)
+
+
+def test_as_many_actors_as_cpus_leave_a_share_for_what_feeds_them(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=4, actors=cpus)
+    assert run.record["plan"]["least"] == cpus  # all of them hold their CPUs before the first unit is tokenised
+    assert sorted(found_in(run.out)[0]) == all_ids(corpus)
+
+
+@pytest.mark.slow
+def test_an_actor_for_every_gpu_is_fed_where_there_are_no_more_cpus(
+    corpus: str, tiny_model: str, tmp_path: Path
+) -> None:
+    arguments = [str(HERE.parents[1]), corpus, str(tmp_path / "out"), tiny_model]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "gpus_claimed.py"), *arguments], capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
+    plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
+    assert (plan["gpus"], plan["least"]) == (1.0, 2)
+
+
+def test_rows_that_kill_their_process_every_time_cost_nothing_but_themselves(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows_with: dict[str, set[str]] = {}
+    for row in pq.read_table(Path(corpus) / "corpus").to_pylist():
+        for word in " ".join(message["content"] for message in row["messages"]).split():
+            rows_with.setdefault(word, set()).add(row["id"])
+    word, ids = min(rows_with.items(), key=lambda item: abs(len(item[1]) - 3))
+    deadly, token = sorted(ids), load_tokenizer(tiny_model).convert_tokens_to_ids(word)
+    assert 0 < len(deadly) < 8
+    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log", deadly=token))
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=16)
+    rows, rejects = found_in(run.out)
+    assert sorted(rejects) == deadly
+    assert sorted([*rows, *rejects]) == all_ids(corpus)
+    assert all("even alone" in reason for reason in rejects.values())
+    assert run.record["counts"]["rejects"] == len(deadly)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+ray.init(address=sys.argv[1], runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2], "HF_HUB_OFFLINE": "1"}})
+sys.path.insert(0, sys.argv[2])
+from raydpp.extract import workers
+from raydpp.extract.stage import extract
+from tests.faults import faulty
+workers.FeatureActor = faulty(Path(sys.argv[3]), seconds=0.7)
+extract(sys.argv[4], sys.argv[5], sys.argv[6], dimension=16, rows_per_file=4)
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    log, out = tmp_path / "log", tmp_path / "out"
+    address = ray.get_runtime_context().gcs_address
+    arguments = [address, str(HERE.parents[1]), str(log), corpus, str(out), tiny_model]
+    with subprocess.Popen([sys.executable, "-c", DRIVER, *arguments]) as driver:
+        wait_for(lambda: len(list((out / "gradients").glob("*.parquet"))) >= 3, driver)
+        driver.send_signal(signal.SIGKILL)
+    first = {path: path.stat().st_mtime_ns for path in (out / "gradients").glob("*.parquet")}
+    assert not (out / "_SUCCESS").exists()
+    monkeypatch.setattr(workers, "FeatureActor", faulty(log))
+    run = extract(corpus, str(out), tiny_model, dimension=16, rows_per_file=4)
+    rows, rejects = found_in(run.out)
+    assert sorted(rows) == all_ids(corpus)
+    assert not rejects
+    assert run.record["attempt"] == 2
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    worked_on = Counter(log.read_text().split())
+    assert sum(worked_on.values()) - len(worked_on) <= 4  # one unit of the one actor
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_node_that_goes_costs_nothing(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    arguments = [str(HERE.parents[1]), corpus, str(tmp_path / "out"), tiny_model, str(tmp_path / "log")]
+    done = subprocess.run(
+        [sys.executable, str(HERE / "node_removed.py"), *arguments], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "node removed" in done.stdout
+    rows, rejects = found_in(str(tmp_path / "out"))
+    assert sorted(rows) == all_ids(corpus)
+    assert not rejects
+
+
+def wait_for(condition: Any, process: Any) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, "the driver ended by itself"
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from raydpp.gradients.adapters import FULL_WEIGHTS, Adapter, Site
+from raydpp.gradients.capture import GradientCapture
+from raydpp.gradients.projection import Projection, ProjectionKind, make_projection
+from raydpp.gradients.representations import ExtractorConfig, load_extractor
+from raydpp.gradients.tokenization import TokenizedExample
+
+ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2"]
+DIMENSION, SEED = 48, 3
+Build = Callable[..., Any]
+
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
+projections = pytest.mark.parametrize("projection", ["kronecker", "rademacher"])
+
+
+def project(projection: Projection, gradients: Mapping[str, Tensor]) -> Tensor:
+    """The (D,) projection of gradients that are there in full."""
+    total = torch.zeros(1, projection.dimension, dtype=torch.float64)
+    for name, gradient in gradients.items():
+        eye = torch.eye(gradient.shape[1], dtype=torch.float64)[None]  # sum_s (column s of G) e_s^T = G
+        projection.add_layer(total, name, projection.reduce_inputs(name, eye), gradient.T[None])
+    return total[0]
+
+
+def assert_captured(
+    folder: str,
+    adapter: Adapter,
+    projection: ProjectionKind,
+    given: list[TokenizedExample],
+    gradients_alone: Callable[[TokenizedExample], Mapping[str, Tensor]],
+) -> None:
+    """Every feature is the projection of the gradients that autograd gives for its example alone."""
+    config = ExtractorConfig(folder, "gradient", adapter, projection, DIMENSION, SEED, dtype="float64", batch_tokens=40)
+    extractor: Any = load_extractor(config)
+    found = extractor(given)
+    # transformers computes norms and rotations in float32, whatever the model's type; GPT-2 has neither.
+    tolerance = 1e-9 if extractor.model.config.model_type == "gpt2" else 1e-6
+    for row, example in enumerate(given):
+        gradients = gradients_alone(example)
+        shapes = {name: (gradient.shape[0], gradient.shape[1]) for name, gradient in gradients.items()}
+        expected = project(make_projection(projection, shapes, DIMENSION, SEED), gradients).numpy()
+        error = np.linalg.norm(found.features[row] * found.norms[row] - expected)
+        assert error <= tolerance * np.linalg.norm(expected)
+
+
+@projections
+@architectures
+def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
+    architecture: str,
+    projection: ProjectionKind,
+    model_folder: Build,
+    load: Build,
+    examples: Build,
+    loss_alone: Build,
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    adapter = Adapter(rank=4, seed=1)
+    folder = model_folder(architecture)
+    sites = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64")).sites  # type: ignore[attr-defined]
+    maps = {site.name.removesuffix(".lora_B"): site.input_map for site in sites}
+    reference = get_peft_model(load(folder), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
+    a, b = {}, {}
+    for name, module in reference.named_modules():
+        if hasattr(module, "lora_A"):
+            plain = name.removeprefix("base_model.model.")
+            a[plain], b[f"{plain}.lora_B"] = module.lora_A.default.weight, module.lora_B.default.weight
+            a[plain].data.copy_(maps[plain])
+    assert a.keys() == maps.keys()
+
+    def gradients_alone(example: TokenizedExample) -> Mapping[str, Tensor]:
+        of_a = torch.autograd.grad(loss_alone(reference, example), list(a.values()))
+        assert not any(gradient.any() for gradient in of_a)
+        return dict(zip(b, torch.autograd.grad(loss_alone(reference, example), list(b.values())), strict=True))
+
+    assert_captured(folder, adapter, projection, examples(5, 13, 7, 20), gradients_alone)
+
+
+@projections
+@architectures
+def test_a_trained_adapters_gradient_is_that_of_both_a_and_b(
+    architecture: str,
+    projection: ProjectionKind,
+    model_folder: Build,
+    load: Build,
+    saved_adapter: Build,
+    examples: Build,
+    loss_alone: Build,
+) -> None:
+    from peft import PeftModel
+
+    folder = model_folder(architecture)
+    adapter = saved_adapter(folder)
+    reference = PeftModel.from_pretrained(load(folder), adapter, is_trainable=True).eval()
+    weights = {
+        name.removeprefix("base_model.model.").removesuffix(".default.weight"): parameter
+        for name, parameter in reference.named_parameters()
+        if parameter.requires_grad
+    }
+    assert {name[-7:] for name in weights} == {".lora_A", ".lora_B"}
+
+    def gradients_alone(example: TokenizedExample) -> Mapping[str, Tensor]:
+        gradients = torch.autograd.grad(loss_alone(reference, example), list(weights.values()))
+        assert all(gradient.any() for gradient in gradients)
+        return dict(zip(weights, gradients, strict=True))
+
+    assert_captured(folder, Adapter(adapter), projection, examples(5, 13, 7, 20), gradients_alone)
+
+
+@projections
+@pytest.mark.parametrize(("layers", "part"), [("all", ""), ("last:1", ".1."), (r"\.0\.mlp", ".0.mlp.")])
+@architectures
+def test_the_full_weights_gradient_is_that_of_every_linear_layer_but_the_head(
+    architecture: str,
+    layers: str,
+    part: str,
+    projection: ProjectionKind,
+    model_folder: Build,
+    load: Build,
+    examples: Build,
+    loss_alone: Build,
+) -> None:
+    from transformers.pytorch_utils import Conv1D
+
+    folder = model_folder(architecture)
+    reference = load(folder)
+    linear = {
+        name: module
+        for name, module in reference.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and name not in ("lm_head", "embed_out") and part in name
+    }
+    assert len(linear) in {"": (14, 8), ".1.": (7, 4), ".0.mlp.": (3, 2)}[part]
+
+    def gradients_alone(example: TokenizedExample) -> Mapping[str, Tensor]:
+        weights = [module.weight for module in linear.values()]
+        gradients = torch.autograd.grad(loss_alone(reference, example), weights)
+        return {
+            name: gradient.T if isinstance(module, Conv1D) else gradient
+            for (name, module), gradient in zip(linear.items(), gradients, strict=True)
+        }
+
+    adapter = Adapter(FULL_WEIGHTS, layers=layers)
+    assert_captured(folder, adapter, projection, examples(5, 13, 7, 20), gradients_alone)
+
+
+@pytest.mark.parametrize("kind", ["fresh", "trained", FULL_WEIGHTS])
+def test_the_backward_pass_ends_at_the_first_captured_block(
+    kind: str, model_folder: Build, saved_adapter: Build, examples: Build
+) -> None:
+    folder = model_folder("llama")
+    adapter = Adapter(saved_adapter(folder) if kind == "trained" else kind, layers="last:1")
+    extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dimension=8))
+    assert {site.name.split(".")[2] for site in extractor.sites} == {"1"}
+    differentiated: dict[str, bool] = {}
+    for name, module in extractor.model.named_modules():
+        if name.endswith(("layers.0", "layers.1")):
+            module.register_forward_hook(
+                lambda _module, _inputs, output, name=name: differentiated.update({name[-1]: output.requires_grad})
+            )
+    assert extractor(examples(9)).reasons == [None]
+    assert differentiated == {"0": False, "1": True}
+
+
+@pytest.fixture
+def layers() -> dict[str, nn.Linear]:
+    torch.manual_seed(0)
+    return {name: nn.Linear(*shape, bias=False).double() for name, shape in {"first": (5, 6), "second": (6, 4)}.items()}
+
+
+@pytest.fixture
+def capture(layers: dict[str, nn.Linear]) -> GradientCapture:
+    sites = [Site(name, layer, layer.out_features, layer.in_features) for name, layer in layers.items()]
+    projection = make_projection("kronecker", {"first": (6, 5), "second": (4, 6)}, 50)
+    return GradientCapture(sites, projection, torch.float64)
+
+
+def test_hooks_and_gradients_are_gone_with_the_context(layers: dict[str, nn.Linear], capture: GradientCapture) -> None:
+    model = nn.Sequential(layers["first"], nn.Tanh(), layers["second"]).requires_grad_(False)
+    inputs = torch.randn(3, 7, 5, dtype=torch.float64)
+    with suppress(KeyError), capture(3):
+        model(inputs).sum().backward()
+        raise KeyError
+    with pytest.raises(RuntimeError, match="no backward pass"):
+        capture.projected()
+    assert not any(layer._forward_hooks for layer in layers.values())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model(inputs).requires_grad
+
+
+def test_backward_passes_add_up_until_they_are_asked_for_and_passes_without_gradients_are_unnoticed(
+    layers: dict[str, nn.Linear], capture: GradientCapture
+) -> None:
+    model = nn.Sequential(layers["first"], nn.Tanh(), layers["second"]).requires_grad_(False)
+    inputs = torch.randn(3, 7, 5, dtype=torch.float64)
+    with capture(3):
+        model(inputs).square().sum().backward()
+        once = capture.projected()
+        for _ in range(2):
+            model(inputs).square().sum().backward()
+            with torch.no_grad():
+                assert not model(inputs[:2]).requires_grad
+        twice = capture.projected()
+    torch.testing.assert_close(twice, 2 * once)
+    assert once.shape == (3, 50)

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+
+from raydpp.gradients.projection import (
+    _BLOCK,
+    ProjectionKind,
+    RademacherProjection,
+    derived_generator,
+    make_projection,
+    rademacher,
+)
+
+SHAPES: dict[str, dict[str, tuple[int, int]]] = {
+    "kronecker": {"wide": (40, 300), "narrow": (500, 8), "small": (6, 5)},
+    "rademacher": {"wide": (10, 70), "narrow": (120, 8), "small": (6, 5)},  # few entries: each has signs of its own
+}
+Data = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+kinds = pytest.mark.parametrize("kind", ["kronecker", "rademacher"])
+
+
+def draw(kind: str, seed: int, n: int = 2, s: int = 7) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (
+            torch.randn(n, s, inputs, generator=generator, dtype=torch.float64),
+            torch.randn(n, s, outputs, generator=generator, dtype=torch.float64),
+        )
+        for name, (outputs, inputs) in SHAPES[kind].items()
+    }
+
+
+def project(kind: ProjectionKind, data: Data, dimension: int, seed: int) -> torch.Tensor:
+    shapes = {name: (g.shape[2], a.shape[2]) for name, (a, g) in data.items()}
+    projection = make_projection(kind, shapes, dimension, seed)
+    total = torch.zeros(len(next(iter(data.values()))[0]), dimension, dtype=torch.float64)
+    for name, (a, g) in data.items():
+        projection.add_layer(total, name, projection.reduce_inputs(name, a), g)
+    return total
+
+
+def full(data: Data) -> torch.Tensor:
+    return torch.cat([(g.transpose(1, 2) @ a).flatten(1) for a, g in data.values()], dim=1)
+
+
+@kinds
+def test_inner_products_are_preserved_in_expectation_and_the_error_falls_as_one_over_d(kind: ProjectionKind) -> None:
+    data = draw(kind, 0)
+    data = {name: (a[[0, 0]] + 0.5 * a, g[[0, 0]] + 0.5 * g) for name, (a, g) in data.items()}  # correlated examples
+    exact = full(data)
+    scale = float(exact[0].norm() * exact[1].norm())
+    truth = float(exact[0] @ exact[1]) / scale
+    assert truth > 0.3
+    errors = {}
+    for dimension in (64, 256):
+        products = np.array([float(p[0] @ p[1]) for p in (project(kind, data, dimension, seed) for seed in range(150))])
+        errors[dimension] = products / scale - truth
+        assert abs(errors[dimension].mean()) < 4 * errors[dimension].std() / np.sqrt(150)
+        assert errors[dimension].var() < 4 / dimension
+    assert 2 < errors[64].var() / errors[256].var() < 8  # 4 in theory
+
+
+@kinds
+def test_the_scale_does_not_depend_on_the_layers_shape(kind: ProjectionKind) -> None:
+    for name, (outputs, inputs) in SHAPES[kind].items():
+        a, g = torch.ones(1, 1, inputs) / inputs**0.5, torch.ones(1, 1, outputs) / outputs**0.5  # gradient of norm 1
+        squares = [float(project(kind, {name: (a, g)}, 128, seed).square().sum()) for seed in range(200)]
+        assert abs(np.mean(squares) - 1) < 4 * np.std(squares) / np.sqrt(200) + 1e-6
+
+
+@kinds
+def test_what_is_projected_is_the_sum_over_positions_and_layers(kind: ProjectionKind) -> None:
+    data = draw(kind, 2)
+    found = project(kind, data, 32, 5)
+    in_full = {
+        name: (torch.eye(a.shape[2], dtype=torch.float64).expand(2, -1, -1), a.transpose(1, 2) @ g)
+        for name, (a, g) in data.items()
+    }
+    torch.testing.assert_close(project(kind, in_full, 32, 5), found)
+    for row in range(2):
+        alone = {name: (a[row, None], g[row, None]) for name, (a, g) in data.items()}
+        torch.testing.assert_close(project(kind, alone, 32, 5)[0], found[row])
+    if kind == "rademacher":  # the Kronecker map's rows depend on the number of layers
+        parts = [project(kind, {name: pair}, 32, 5) for name, pair in data.items()]
+        torch.testing.assert_close(torch.stack(parts).sum(0), found)
+
+
+@kinds
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_independent_ones(kind: ProjectionKind) -> None:
+    data = draw(kind, 1, n=1)
+    assert torch.equal(project(kind, data, 32, 5), project(kind, data, 32, 5))
+    projected = torch.stack([project(kind, data, 32, seed)[0] for seed in range(301)]).numpy()
+    for coordinate in (0, 31):
+        correlation = np.corrcoef(projected[:-1, coordinate], projected[1:, coordinate])[0, 1]
+        assert abs(correlation) < 4 / np.sqrt(300)
+
+
+@kinds
+def test_layers_of_the_same_shape_are_projected_independently(kind: ProjectionKind) -> None:
+    pair = draw(kind, 3, n=1)["wide"]
+    nothing = (torch.zeros_like(pair[0]), pair[1])
+    products = []
+    for seed in range(200):
+        one = project(kind, {"a": pair, "b": nothing}, 64, seed)[0]
+        other = project(kind, {"a": nothing, "b": pair}, 64, seed)[0]
+        products.append(float(one @ other / (one.norm() * other.norm())))
+    assert abs(np.mean(products)) < 4 * np.std(products) / np.sqrt(200)
+    assert np.std(products) < 0.3
+
+
+@kinds
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_models_precision_changes_no_more_than_its_rounding(kind: ProjectionKind, dtype: torch.dtype) -> None:
+    data = draw(kind, 4)
+    exact = project(kind, data, 64, 0)
+    rounded = project(kind, {name: (a.to(dtype), g.to(dtype)) for name, (a, g) in data.items()}, 64, 0)
+    assert (rounded - exact).norm() < 2 * torch.finfo(dtype).eps * exact.norm()
+
+
+@kinds
+def test_a_projection_of_nothing_or_to_nothing_is_refused(kind: ProjectionKind) -> None:
+    with pytest.raises(ValueError, match="dimension is 0"):
+        make_projection(kind, {"a": (2, 2)}, 0)
+    with pytest.raises(ValueError, match="no layer"):
+        make_projection(kind, {}, 8)
+
+
+def test_the_numbers_depend_on_seed_name_and_side_alone_and_are_those_of_every_machine() -> None:
+    first = derived_generator(0, "layer", "left").integers(0, 2**32, 4).tolist()
+    assert first == [1785005450, 3876106349, 75445007, 1988022364]
+    for other in ((1, "layer", "left"), (0, "layer2", "left"), (0, "layer", "right")):
+        assert first != derived_generator(*other).integers(0, 2**32, 4).tolist()
+    assert (2 * rademacher(4, 6, derived_generator(0, "layer", "left"))).tolist() == [
+        [1, -1, -1, -1, -1, 1],
+        [-1, 1, -1, -1, -1, -1],
+        [-1, 1, -1, -1, 1, 1],
+        [-1, 1, -1, 1, -1, -1],
+    ]
+    assert derived_generator(0, "layer", "spread").permutation(8).tolist() == [0, 2, 4, 5, 6, 3, 7, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"), [("kronecker", [-638, -383, -185, -214.5]), ("rademacher", [-555, -229, -324, -375])]
+)
+def test_a_projections_numbers_are_those_of_every_machine(kind: ProjectionKind, numbers: list[float]) -> None:
+    data = {"layer": (torch.arange(40.0).reshape(1, 1, 40), torch.ones(1, 1, 30))}
+    assert project(kind, data, 4, 0)[0].tolist() == pytest.approx(numbers, rel=1e-6)
+
+
+def project_densely(gradient: torch.Tensor, dimension: int, seed: int = 0, name: str = "layer") -> torch.Tensor:
+    """The (D,) projection of one (outputs, inputs) gradient."""
+    outputs, inputs = gradient.shape
+    projection = RademacherProjection({name: (outputs, inputs)}, dimension, seed)
+    total = torch.zeros(1, dimension, dtype=torch.float64)
+    eye = torch.eye(inputs, dtype=torch.float64)[None]
+    projection.add_layer(total, name, projection.reduce_inputs(name, eye), gradient.T[None].double())
+    return total[0]
+
+
+def test_every_entry_meets_signs_of_its_own() -> None:
+    outputs, inputs, dimension = 5, 4, 512
+    rows = []
+    for entry in range(outputs * inputs):
+        one = torch.zeros(outputs * inputs)
+        one[entry] = 1
+        rows.append(project_densely(one.reshape(outputs, inputs), dimension))
+    signs = torch.stack(rows) * math.sqrt(dimension)  # (entries, D)
+    torch.testing.assert_close(signs.abs(), torch.ones_like(signs))
+    gram = signs @ signs.T / dimension - torch.eye(len(signs), dtype=torch.float64)
+    assert gram.abs().max() < 5 / math.sqrt(dimension)
+    assert abs(signs.mean()) < 4 / math.sqrt(signs.numel())
+    whole = torch.randn(outputs, inputs, dtype=torch.float64)
+    torch.testing.assert_close(project_densely(whole, dimension), whole.flatten() @ signs / math.sqrt(dimension))
+
+
+def test_the_variance_of_an_inner_product_is_that_of_theory() -> None:
+    torch.manual_seed(0)
+    g, h = torch.randn(2, 12, 8, dtype=torch.float64)
+    products = np.array([float(project_densely(g, 32, seed) @ project_densely(h, 32, seed)) for seed in range(2000)])
+    squares, product = float((g * g * h * h).sum()), float((g * h).sum())
+    theory = (float(g.square().sum() * h.square().sum()) + product**2 - 2 * squares) / 32
+    assert products.mean() == pytest.approx(product, abs=4 * math.sqrt(theory / 2000))
+    assert products.var() == pytest.approx(theory, rel=0.2)
+
+
+@pytest.mark.parametrize("entries", [_BLOCK - 1, _BLOCK, 2 * _BLOCK + 3])
+def test_layers_larger_than_a_block_are_projected_whole(entries: int) -> None:
+    gradient = torch.ones(entries, 1)
+    one, two = gradient.clone(), gradient.clone()
+    one[entries // 2 :] = 0
+    two[: entries // 2] = 0
+    whole = project_densely(gradient, 64)
+    torch.testing.assert_close(project_densely(one, 64) + project_densely(two, 64), whole)
+    assert float(whole.square().sum()) == pytest.approx(entries, rel=4 * math.sqrt(2 / 64))
+    last = torch.zeros(entries, 1)
+    last[-1] = 1
+    assert float(project_densely(last, 64).norm()) == pytest.approx(1)
+
+
+def test_blocks_have_different_signs() -> None:
+    first, second = torch.zeros(2, 2 * _BLOCK, 1)
+    first[0], second[_BLOCK] = 1, 1
+    assert abs(float(project_densely(first, 1024) @ project_densely(second, 1024))) < 4 / math.sqrt(1024)
+
+
+def test_the_signs_are_those_of_every_machine() -> None:
+    one = torch.zeros(6, 5)
+    one[1, 2] = 1
+    assert (project_densely(one, 16) * 4).round().int().tolist() == [
+        -1,
+        -1,
+        -1,
+        1,
+        1,
+        -1,
+        1,
+        1,
+        -1,
+        1,
+        -1,
+        1,
+        -1,
+        1,
+        1,
+        -1,
+    ]

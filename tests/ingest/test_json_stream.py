@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from raydpp.ingest import json_stream
+from raydpp.ingest.json_stream import BrokenJson, read_records
+
+
+def values(text: str) -> list[Any]:
+    return [value for value, _ in read_records(io.StringIO(text))]
+
+
+RECORDS = [
+    {"text": 'a "quoted" \\ \u2028 [{', "n": 12.5e3, "deep": {"list": [1, [], {}]}},
+    {},
+    12345,
+    None,
+    "é" * 9,
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 2**16])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_chunks_leave_no_trace(chunk: int, indent: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
+    for ensure_ascii in (True, False):
+        array = json.dumps(RECORDS, indent=indent, ensure_ascii=ensure_ascii)
+        assert values(f" {array}\n") == RECORDS
+        assert (
+            values('{"version": [1, 2], "data": ' + json.dumps(RECORDS[:2], indent=indent) + ', "n": 1}') == RECORDS[:2]
+        )
+
+
+def test_an_array_is_read_as_it_comes() -> None:
+    class Slow(io.StringIO):
+        fetched = 0
+
+        def read(self, size: int | None = -1) -> str:
+            self.fetched += 1
+            return super().read(20)
+
+    text = Slow("[" + '{"a": 1}, ' * 1000 + "{}]")
+    records = read_records(text)
+    assert next(records) == ({"a": 1}, True)
+    assert text.fetched < 5
+    assert len(list(records)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "records"),
+    [
+        ("", []),
+        ("[]", []),
+        ("[ ]\n[1]", [1]),
+        ("{}", [{}]),
+        ('{"prompt": "Q", "completion": "A"}', [{"prompt": "Q", "completion": "A"}]),
+        (
+            '{"prompt": "Q", "tags": ["x", "y"], "none": []}',
+            [{"prompt": "Q", "tags": ["x", "y"], "none": []}],
+        ),
+        ('{"messages": [{"role": "user"}]}', [{"messages": [{"role": "user"}]}]),
+        ('{"train": [{"a": 1}, 2]}', [{"a": 1}, 2]),
+        ('{\n"a": 1\n}\n{\n"a": 2\n}', [{"a": 1}, {"a": 2}]),
+    ],
+)
+def test_shapes_of_documents(text: str, records: list[Any]) -> None:
+    assert values(text) == records
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "words"),
+    [
+        ('[{"a": 1}, {"a": 2', 1, "delimiter"),
+        ('[{"a": 1}, {"a": "x', 1, "Unterminated"),
+        ('[{"a": 1} {"a": 2}]', 1, "expected ',', found '{'"),
+        ('[{"a": 1}', 1, "expected ',', found the end"),
+        ('[{"a": 1}, oops, {"a": 2}]', 1, "Expecting value"),
+        ('[{"a": 1}] tail', 1, "cannot begin with 't'"),
+        ("[" * 100_000, 0, "recursion"),
+        ("[" + "9" * 5000 + "]", 0, "digits"),
+        ("{1: 2}", 0, "key"),
+        ('{"a": [{"x": 1}], "b": [{"x": 2}]}', 1, "'a' and 'b'"),
+    ],
+)
+def test_a_broken_document_gives_what_came_before(text: str, before: int, words: str) -> None:
+    records = read_records(io.StringIO(text))
+    for _ in range(before):
+        next(records)
+    with pytest.raises(BrokenJson, match=words):
+        next(records)
+
+
+def test_bytes_that_are_not_utf8_cost_one_record() -> None:
+    text = b'[{"a": "x"}, {"a": "\xff"}, {"a": "\xc3\xa9"}]'.decode("utf-8", errors="surrogateescape")
+    assert [intact for _, intact in read_records(io.StringIO(text))] == [True, False, True]
+    for broken in (b'{"\xff": 1}', b'{"a": ["\xff"]}', b'{"a": "\xff"}'):
+        text = broken.decode("utf-8", errors="surrogateescape")
+        assert [intact for _, intact in read_records(io.StringIO(text))] == [False]
+
+
+def test_a_record_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "MAX_RECORD", 1000)
+    monkeypatch.setattr(json_stream, "_CHUNK", 100)
+    with pytest.raises(BrokenJson, match="within 1,000 characters"):
+        values('["' + "x" * 10_000 + '"]')

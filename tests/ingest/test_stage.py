@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raydpp.errors import UserError
+from raydpp.ingest.stage import bucket_of, ingest
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+GOOD = {"prompt": "Q", "completion": "A"}
+
+
+def write(path: Path, *lines: object) -> str:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(path)
+
+
+def rejects(out: str) -> list[dict[str, object]]:
+    return [
+        json.loads(line)
+        for path in sorted((Path(out) / "rejects").glob("*.jsonl"))
+        for line in path.read_text().split("\n")
+        if line
+    ]
+
+
+def test_every_row_is_kept_dropped_as_a_double_or_rejected_with_a_reason(cluster: None, tmp_path: Path) -> None:
+    write(
+        tmp_path / "in" / "a.jsonl",
+        {**GOOD, "topic": "x", "score": 1, "weight": 1},
+        {**GOOD, "topic": "y", "score": 2},  # the same text
+        {"prompt": "Q", "completion": "<|endoftext|>", "topic": "x"},
+        "{not json",
+        {"prompt": "Q2", "completion": "A2</s>", "topic": ["list"], "score": 2.5, "weight": 2.5},
+        {"prompt": "Q3", "completion": "A3", "topic": "x", "score": "much"},
+    )
+    write(tmp_path / "in" / "b.jsonl", GOOD, {"prompt": "Q4", "completion": 7})
+    seeds = {"instruction": "I", "instances": [{"input": "1", "output": "2"}, {"input": "3", "output": " "}]}
+    (tmp_path / "in" / "seeds.json").write_text(json.dumps([seeds]))
+    outcome = ingest([str(tmp_path / "in")], str(tmp_path / "out"), carry=["topic", "score", "weight"], files=3)
+
+    counts = outcome.record["counts"]
+    assert counts["rows"] == 9
+    assert counts["examples"] == 10  # one row held two instances
+    assert counts["kept"] + counts["duplicates"] + counts["rejects"] == counts["examples"]
+    assert (counts["kept"], counts["duplicates"], counts["rejects"]) == (4, 2, 4)
+    assert "9 rows in (+ 1 from rows with several) = 4 kept + 2 duplicates + 4 rejects" in outcome.summary
+    assert counts["sources"] == {"a": 3, "seeds": 1}
+
+    table = pq.read_table(tmp_path / "out" / "corpus").sort_by("source")
+    rows = {row["messages"][1]["content"]: row for row in table.to_pylist()}
+    assert set(rows) == {"A", "A2", "A3", "2"}
+    assert rows["A"]["topic"] == "x"  # of two equal ones the first
+    assert rows["A2"]["topic"] == '["list"]'
+    assert rows["A2"]["weight"] == 2.5
+    assert (rows["A2"]["score"], rows["A3"]["score"]) == ("2.5", "much")  # not all numbers, so text
+    assert rows["2"]["messages"][0]["content"] == "I\n\n1"
+
+    found = {(Path(str(r["file"])).name, r["row"]): str(r["reason"]) for r in rejects(outcome.out)}
+    assert len(found) == 6
+    assert "end-of-text marker" in found["a.jsonl", 2]
+    assert "not JSON" in found["a.jsonl", 3]
+    assert "completion" in found["b.jsonl", 1]
+    assert "exact duplicate of row 0 of" in found["a.jsonl", 1]
+    assert "exact duplicate of row 0 of" in found["b.jsonl", 0]
+    assert "response is empty" in found["seeds.json", 0]
+
+
+def test_files_are_ranges_of_ids_in_order(corpus: str) -> None:
+    ids = [pq.read_table(path)["id"].to_pylist() for path in sorted(Path(corpus, "corpus").glob("*.parquet"))]
+    joined = [identity for inside in ids for identity in inside]
+    assert joined == sorted(joined)
+    assert len(ids) == 4
+    assert all(bucket_of(identity, 4) == bucket for bucket, inside in enumerate(ids) for identity in inside)
+    assert not Path(corpus, "_staging").exists()
+
+
+def test_the_same_command_again_does_nothing_and_changed_input_is_refused(cluster: None, tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.jsonl", GOOD)
+    ingest([source], str(tmp_path / "out"))
+    assert ingest([source], str(tmp_path / "out")).repeated
+    write(tmp_path / "in" / "a.jsonl", GOOD, {"prompt": "new", "completion": "new"})
+    with pytest.raises(UserError, match="input files have changed"):
+        ingest([source], str(tmp_path / "out"))
+
+
+def test_named_columns(cluster: None, tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.jsonl", {"frage": "Q", "antwort": "A", "rolle": "S"})
+    out = ingest(
+        [source], str(tmp_path / "out"), prompt_column="frage", response_column="antwort", system_column="rolle"
+    ).out
+    messages = pq.read_table(Path(out) / "corpus")["messages"][0].as_py()
+    assert [(m["role"], m["content"]) for m in messages] == [("system", "S"), ("user", "Q"), ("assistant", "A")]
+
+
+def test_mistakes_are_said_in_words(cluster: None, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    unknown = write(tmp_path / "in" / "a.jsonl", {"foo": 1, "bar": 2})
+    with pytest.raises(UserError, match=r"a\.jsonl: No known schema has these columns: bar, foo.*prompt/completion"):
+        ingest([unknown], out)
+    with pytest.raises(UserError, match="does not exist"):
+        ingest([str(tmp_path / "nowhere")], out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no file"):
+        ingest([str(tmp_path / "empty")], out)
+    good = write(tmp_path / "in2" / "b.jsonl", GOOD)
+    with pytest.raises(UserError, match="no file has this column"):
+        ingest([good], out, carry=["topic"])
+    with pytest.raises(UserError, match="column of its own"):
+        ingest([good], out, carry=["id"])
+    bad = write(tmp_path / "in3" / "c.jsonl", {"prompt": "Q", "completion": ""})
+    with pytest.raises(UserError, match="no row of the input can be used"):
+        ingest([bad], out)
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the development data are not here")
+def test_all_eight_real_files_in_one_command(cluster: None, tmp_path: Path) -> None:
+    counts = ingest([f"{SHARED}/*.json*"], str(tmp_path / "out")).record["counts"]
+    assert counts["rows"] == counts["examples"] == 43_172
+    assert counts["kept"] + counts["duplicates"] + counts["rejects"] == 43_172
+    # 319 rows repeat another's prompt and response; three of them have other tools, which are part of the system turn
+    assert counts["duplicates"] == 319 - 3
+    assert counts["rejects"] == 2 + 493  # two empty responses, and 493 that are nothing but <|endoftext|>
+    assert len(counts["sources"]) == 8
+    assert pq.read_table(tmp_path / "out" / "corpus", columns=["id"]).num_rows == counts["kept"]

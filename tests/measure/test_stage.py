@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raydpp
+from raydpp.errors import UserError
+from raydpp.extract.stage import extract
+from raydpp.measure.stage import measure, terminal_table
+from raydpp.tables import vectors, write_table
+
+
+@pytest.mark.parametrize("subset", ["greedy", "uniform"])
+def test_the_job_agrees_with_the_function(table: str, tmp_path: Path, subset: str) -> None:
+    run = measure([table], str(tmp_path / "out"), size=12, subset=subset, draws=2)  # type: ignore[arg-type]
+    rows = pq.read_table(Path(table) / "gradients").sort_by("id")
+    expected = raydpp.log_det_distance(vectors(rows["gradient"]), 12, subset=subset, draws=2)  # type: ignore[arg-type]
+    (found,) = json.loads((tmp_path / "out" / "distances.json").read_text())
+    if subset == "greedy":  # a uniform draw depends on the order of rows
+        assert found["mean"] == pytest.approx(expected.mean, abs=1e-9)
+    assert found["std"] >= 0
+    assert found["curve"]["sizes"] == list(range(1, 13))
+    assert found["curve"]["means"][-1] == pytest.approx(found["mean"])
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "<svg" in report
+    assert "log-det distance" in report
+    assert "nats per example" in run.summary
+    assert measure([table], str(tmp_path / "out"), size=12, subset=subset, draws=2).repeated  # type: ignore[arg-type]
+
+
+def test_sources_are_measured_side_by_side(table: str, tmp_path: Path) -> None:
+    run = measure([table], str(tmp_path / "out"), split_by_source=True)
+    assert [(row["table"], row["rows"], row["size"]) for row in run.record["results"]] == [
+        ("first", 20, 20),
+        ("second", 20, 20),
+    ]
+    assert terminal_table(run.record["results"]).row_count == 2
+
+
+def test_mistakes_are_said_in_words(table: str, corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(UserError, match="has 40 examples"):
+        measure([table], out, size=41)
+    with pytest.raises(UserError, match=r"uniform|greedy"):
+        measure([table], out, subset="best")  # type: ignore[arg-type]
+    other = extract(corpus, str(tmp_path / "other"), tiny_model, dimension=64, seed=1).out
+    with pytest.raises(UserError, match=r"their (adapter|projection) seed differs"):
+        measure([table, other], out)
+    plain = str(tmp_path / "plain.parquet")
+    write_table(plain, pa.table({"id": ["a"], "x": [1.0]}))
+    with pytest.raises(UserError, match="no column 'gradient'; it has id, x"):
+        measure([plain], out)
+    with pytest.raises(UserError, match="not a fixed-size list"):
+        measure([plain], out, feature_column="x")

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raydpp.report.figures import curve_figure, gains_figure, mix_figure
+from raydpp.report.html import Section, render
+from raydpp.report.style import Plot
+
+CURVES = {
+    "alpaca": ([50, 500, 5000], [0.51, 0.62, 0.74], [0.01, 0.01, 0.02]),
+    "gaps": ([50, 500, 5000], [0.4, np.nan, 0.6], [0.0, 0.0, np.inf]),
+}
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        pytest.param(lambda: curve_figure({}, title="t"), id="no curves"),
+        pytest.param(lambda: curve_figure({"a": ([1, 2], [np.nan, np.inf], [0, 0])}, title="t"), id="not finite"),
+        pytest.param(lambda: gains_figure([]), id="no gains"),
+        pytest.param(lambda: gains_figure(np.full(3, -np.inf)), id="gains of nothing"),
+        pytest.param(lambda: mix_figure({}), id="no sets"),
+        pytest.param(lambda: mix_figure({"corpus": {}}), id="no sources"),
+    ],
+)
+def test_nothing_to_draw_is_no_error(plot: object) -> None:
+    assert callable(plot)
+    figure = plot()
+    assert isinstance(figure, Plot)
+    assert "<svg" in render("t", "", [Section("s", figures=[figure])])
+
+
+def test_what_is_not_finite_is_not_drawn() -> None:
+    line = curve_figure(CURVES, title="t").figure.axes[0].lines[1]
+    assert np.isfinite(np.asarray(line.get_ydata())).tolist() == [True, False, True]
+    bars = mix_figure({"corpus": {"a": np.inf, "b": np.nan, "c": -1.0, "d": 0.5}})
+    assert bars.alt.endswith("d 50.0%, a 0.0%, b 0.0%, c 0.0%.")
+
+
+@pytest.mark.parametrize(("last", "scale"), [(400, "linear"), (5000, "log")])
+def test_sizes_over_a_decade_get_a_logarithmic_axis(last: int, scale: str) -> None:
+    plot = curve_figure({"a": ([50, last], [1, 2], [0.1, 0.1])}, title="t")
+    assert plot.figure.axes[0].get_xscale() == scale
+
+
+def test_the_band_is_one_standard_deviation() -> None:
+    plot = curve_figure({"a": ([1, 2], [1.0, 2.0], [0.25, 0.5])}, title="t")
+    corners = np.asarray(plot.figure.axes[0].collections[0].get_paths()[0].vertices)  # [corners, 2]
+    assert {(1.0, 0.75), (1.0, 1.25), (2.0, 1.5), (2.0, 2.5)} <= set(map(tuple, corners.tolist()))
+
+
+def test_labels_at_the_ends_do_not_overlap() -> None:
+    plot = curve_figure({f"c{i}": ([1, 2], [1.0, 1.0], [0, 0]) for i in range(8)}, title="t")
+    heights = sorted(text.get_position()[1] for text in plot.figure.axes[0].texts)
+    assert len(heights) == 8
+    assert min(np.diff(heights)) > 0.05
+
+
+def test_long_runs_of_gains_stay_small_and_keep_their_ends() -> None:
+    gains = np.full(50_000, -np.inf)
+    gains[:20_001] = -np.arange(20_001) / 1000
+    plot = gains_figure(gains)
+    assert "0 at 1 to -20 at 20,001" in plot.alt
+    assert np.nanmin(np.asarray(plot.figure.axes[0].lines[0].get_ydata())) == -20
+    assert len(render("t", "", [Section("s", figures=[plot])])) < 100_000
+
+
+def test_sources_are_sorted_and_the_rest_folded() -> None:
+    plot = mix_figure({"corpus": {f"s{i:02}": (i + 1) / 210 for i in range(20)}})
+    labels = [label.get_text() for label in plot.figure.axes[0].get_yticklabels()]
+    assert labels == [*(f"s{i:02}" for i in range(19, 4, -1)), "other (5 sources)"]
+    assert plot.alt.endswith(f"other (5 sources) {15 / 210:.1%}.")
+
+
+def test_awkward_names_survive(recwarn: pytest.WarningsRecorder) -> None:
+    names = ["$x$", "$unbalanced", "中文", "a\x00b\nc", "_hidden", "long " * 20]
+    curves = {name: ([1, 2], [1, 2], [0, 0]) for name in names}
+    html = render(
+        "t",
+        "",
+        [Section("s", figures=[curve_figure(curves, title="$t"), mix_figure({n: {n: 1.0} for n in names})])],
+    )
+    for text in ("$x$", "$unbalanced", "中文", "a b c", "_hidden", "$t", ("long " * 20)[:31] + "…"):
+        assert f">{text}<" in html.replace("\n", "")
+    assert not recwarn.list

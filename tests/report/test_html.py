@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from raydpp.report.figures import curve_figure, gains_figure, mix_figure
+from raydpp.report.html import Section, Table, render
+
+EVIL = '<script>alert("x")</script>'
+CURVES = {
+    "alpaca": ([50, 500, 5000], [0.51, 0.62, 0.74], [0.01, 0.01, 0.02]),
+    EVIL: ([50, 500, 5000], [0.4, np.nan, 0.6], [0.0, 0.0, np.inf]),
+}
+
+
+class Page(HTMLParser):
+    """What a browser would see of the document: tags with their attributes, and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+    def values(self, attribute: str) -> list[str]:
+        return [found for _, attrs in self.tags if (found := attrs.get(attribute)) is not None]
+
+
+def build() -> str:
+    plots = [
+        curve_figure(CURVES, title="Distance"),
+        gains_figure({"greedy": np.linspace(0, -5, 40)}, floor=-4.5),
+        mix_figure({"corpus": {EVIL: 0.7, "b": 0.3}, "_chosen": {EVIL: 0.4, "b": 0.6}}),
+    ]
+    table = Table(["table", "rows", "distance"], [[EVIL, 52002, 0.512345], ["dolly", 15011, float("nan")]])
+    return render(
+        "Diversity of A & B",
+        f"A lead about {EVIL}.",
+        [Section("How <diverse>", "One.\n\nTwo.", table, plots[:2]), Section("Mix", figures=plots[2:])],
+    )
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return build()
+
+
+def test_the_report_has_its_headings_numbers_and_names(html: str) -> None:
+    page = Page(html)
+    for text in (
+        "Diversity of A & B",
+        "How <diverse>",
+        "One.",
+        "Two.",
+        "52,002",
+        "0.5123",
+        "n/a",
+        "_chosen",
+        EVIL,
+    ):
+        assert text in page.texts
+    assert page.texts.count("Diversity of A & B") == 2  # the title and the first heading
+
+
+def test_names_are_escaped_everywhere(html: str) -> None:
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") >= 5  # lead, table, three figures
+
+
+def test_nothing_is_fetched_and_nothing_runs(html: str) -> None:
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert "http:" not in html
+    assert "https:" not in html
+    assert all(target.startswith("#") for target in page.values("href"))
+    assert "default-src 'none'" in html
+
+
+def test_the_same_input_gives_the_same_bytes(html: str) -> None:
+    assert build() == html
+
+
+def test_figures_are_described_in_words(html: str) -> None:
+    labels = Page(html).values("aria-label")
+    assert len(labels) == 3
+    assert "alpaca: 0.51 at 50 to 0.74 at 5,000" in labels[0]
+    assert "floor: -4.5" in labels[1]
+    assert f"corpus: {EVIL} 70.0%, b 30.0%" in labels[2]
+
+
+def test_empty_sections_and_tables() -> None:
+    page = Page(render("t", "", [Section("bare"), Section("rowless", table=Table(["a"], []))]))
+    assert {"bare", "rowless", "a"} <= set(page.texts)
+    assert "p" not in {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234567, "1,234,567"),
+        (np.int64(1000), "1,000"),
+        (0.000123456, "0.0001235"),
+        (12.3456, "12.35"),
+        (np.float32(98765.4), "98,765"),
+        (-0.5, "-0.5"),
+        (float("inf"), "∞"),
+        (None, ""),
+        (True, "yes"),
+        ("3", "3"),
+    ],
+)
+def test_cells(value: object, text: str) -> None:
+    html = render("t", "", [Section("s", table=Table(["h"], [[value]]))])
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    assert f'<td class="number">{text}</td>' in html if number else f"<td>{text}</td>" in html
+
+
+def test_headings_align_with_their_numbers() -> None:
+    html = render("t", "", [Section("s", table=Table(["name", "n"], [["a", 1], ["b", None]]))])
+    assert '<th scope="col">name</th>' in html
+    assert '<th scope="col" class="number">n</th>' in html
+
+
+def test_ragged_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="row 1 has 1 cells under 2 headings"):
+        Table(["a", "b"], [[1, 2], [3]])

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from raydpp.diversity.distance import log_det_distance
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Score
+from raydpp.errors import UserError
+from raydpp.select.compare import Choice, check_size, comparison, comparison_table, pick_baselines, possible, source_mix
+from raydpp.select.request import Picked, Request, select_rows
+from raydpp.tables import open_table, vector_array, vectors
+
+
+def rows(n: int = 30) -> pa.Table:
+    points = np.random.default_rng(0).standard_normal((n, 6))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    return pa.table(
+        {
+            "id": [f"{i:03d}" for i in range(n)],
+            "source": ["a", "b", "b"] * (n // 3),
+            "gradient": vector_array(points, pa.float64()),
+            "response_tokens": np.arange(1, n + 1),
+        }
+    )
+
+
+def test_a_method_is_described_by_its_picks(cluster: None) -> None:
+    request = Request(Kernel(), size=9, quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
+    picked, selection = select_rows(rows(), request)
+    (found,) = comparison({"greedy": Picked(picked, selection)}, request, 6, given_owned=False)
+    assert found["log_det"] == pytest.approx(selection.log_det)
+    expected = log_det_distance(vectors(rows()["gradient"]), 9, reference_seeds=(0, 1, 2))
+    assert found["distance"] == pytest.approx(expected.mean)
+    tokens = picked["response_tokens"].to_numpy()
+    assert found["quality"] == pytest.approx(((tokens - 10) / 2).mean())
+    assert found["tokens"] == tokens.sum()
+    given = Picked(picked, select_rows(rows(), Request(Kernel(), size=9), owned=np.eye(6))[1])
+    (found,) = comparison({"greedy": given}, request, 6, given_owned=True)
+    assert found["log_det"] == pytest.approx(selection.log_det)  # of the set by itself
+
+
+def test_baselines_run_beside_each_other(table: str) -> None:
+    opened = open_table(table, "gradient")
+    request = Request(Kernel(), opened.column, size=6)
+    shut = pa.array(opened.read(opened.parts)["id"].to_pylist()[:10])
+    found = pick_baselines(opened, [Choice("random", seed=3), Choice("length")], request, shut, "compare")
+    assert list(found) == ["random", "length"]
+    for picked in found.values():
+        assert len(picked.rows) == 6
+        assert not set(picked.rows["id"].to_pylist()) & set(shut.to_pylist())
+    lengths = opened.read(opened.parts).slice(10)["response_tokens"].to_numpy()
+    assert sorted(found["length"].rows["response_tokens"].to_pylist()) == np.sort(lengths)[-6:].tolist()
+
+
+def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
+    opened = open_table(table, "gradient")
+    plain = Request(Kernel(), size=5)
+    assert [possible(name, plain, opened) for name in ("quality", "length", "k-means", "dedup")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert not possible("k-means", Request(Kernel(), tokens=5.0), opened)
+    assert not possible("k-means", Request(Kernel(), size=5, maximum={"a": 1}), opened)
+    assert not possible("length", Request(Kernel(), size=5, cost="charm"), opened)
+    check_size(20_000)
+    with pytest.raises(UserError, match="too many for m = 20001"):
+        check_size(20_001)
+
+
+def test_the_table_shows_the_most_diverse_first() -> None:
+    base = {"examples": 5, "distance": 0.25, "quality": None, "tokens": None}
+    records = [
+        {"method": "one", "log_det": -3.0, "sources": {"a": 0.75, "b": 0.25}, **base},
+        {"method": "other", "log_det": -1.0, "sources": dict.fromkeys("abcde", 0.2), **base},
+    ]
+    text = io.StringIO()
+    Console(file=text, width=140).print(comparison_table(records))
+    lines = text.getvalue()
+    assert lines.index("other") < lines.index("one ")
+    assert "a 75%, b 25%" in lines
+    assert "d 20%, ..." in lines
+
+
+def test_the_source_mix_is_in_shares() -> None:
+    assert source_mix(rows()) == {"b": pytest.approx(2 / 3), "a": pytest.approx(1 / 3)}
+    assert source_mix(rows().drop_columns("source")) == {}

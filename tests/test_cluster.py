@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from raydpp.cluster import cluster_plan, explain, memory_for, plan_actors, threads_of_a_node
+from raydpp.errors import UserError
+
+
+def test_a_laptop_gets_one_actor_and_keeps_a_share_for_reading() -> None:
+    plan = plan_actors({"CPU": 2.0}, {})
+    assert (plan.gpus, plan.cpus, plan.least, plan.most, plan.threads) == (0, 1.0, 1, 1, 2)
+    assert str(plan) == "1 actor with 2 CPU threads, no GPU each"
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("actors", [None, 1, 2, 5])
+def test_a_pool_never_takes_every_cpu(cpus: int, actors: int | None) -> None:
+    plan = plan_actors({"CPU": float(cpus)}, {}, actors=actors)
+    assert plan.cpus * plan.most <= cpus - 0.25
+
+
+@pytest.mark.parametrize("actors", [None, 4])
+def test_a_pool_with_gpus_leaves_cpus_too(actors: int | None) -> None:
+    plan = plan_actors({"CPU": 4.0, "GPU": 4.0}, {}, actors=actors)
+    assert plan.most == 4
+    assert plan.cpus * plan.most <= 4 - 0.25
+
+
+def test_gpus_are_used_where_there_are_or_can_be_some() -> None:
+    plan = plan_actors({"CPU": 16.0, "GPU": 4.0}, {})
+    assert (plan.gpus, plan.least, plan.most) == (1.0, 1, 4)
+    growing = plan_actors({"CPU": 0.0}, {"CPU": 64, "GPU": 8})
+    assert (growing.gpus, growing.least, growing.most) == (1.0, 1, 8)
+    shared = plan_actors({"CPU": 8.0, "GPU": 1.0}, {}, gpus_per_actor=0.5)
+    assert (shared.gpus, shared.most) == (0.5, 2)
+    none = plan_actors({"CPU": 8.0, "GPU": 1.0}, {}, gpus_per_actor=0)
+    assert none.gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "actors", "words"),
+    [
+        (1, None, "this cluster has 0 and can get 0"),
+        (1.5, None, "whole number"),
+        (-1, None, "give 0"),
+        (None, 0, "at least one actor"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_at_once(gpus: float | None, actors: int | None, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        plan_actors({"CPU": 4.0}, {}, gpus_per_actor=gpus, actors=actors)
+
+
+def test_more_actors_than_gpus_are_refused() -> None:
+    with pytest.raises(UserError, match="at most 2 actors"):
+        plan_actors({"CPU": 4.0, "GPU": 2.0}, {}, actors=3)
+
+
+def test_the_plan_for_this_cluster_has_no_gpu(cluster: None) -> None:
+    assert cluster_plan(None, None).gpus == 0
+    with pytest.raises(UserError, match="cluster with GPUs"):
+        cluster_plan(1, None)
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and never listens
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        code = f"from raydpp.cluster import connect; connect({address!r})"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
+    assert f"UserError: no Ray cluster answers at {address}" in found.stderr
+
+
+def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: None) -> None:
+    import ray
+
+    @ray.remote
+    def task() -> None:
+        raise UserError("give distinct ids")
+
+    with pytest.raises(UserError) as caught, explain():
+        ray.get(task.remote())
+    assert str(caught.value) == "give distinct ids"
+
+
+def test_memory_that_no_node_has_is_refused_in_words(cluster: None) -> None:
+    assert memory_for(10**6, "select") == 10**6
+    with pytest.raises(UserError, match=r"select: one task needs about 9000\.0 GB .* use more --partitions"):
+        memory_for(9 * 10**12, "select")
+    assert threads_of_a_node() == 2

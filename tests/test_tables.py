@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raydpp import storage
+from raydpp.errors import UserError
+from raydpp.tables import (
+    GradientTable,
+    Part,
+    by_source,
+    open_table,
+    parquet_parts,
+    partition_files,
+    read_columns,
+    same_fingerprint,
+    vector_array,
+    vectors,
+    write_table,
+)
+
+
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "file.json"
+
+    def broken(stream: object) -> None:
+        stream.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        storage.write_whole(str(target), broken)
+    assert not target.exists()
+    storage.write_json(str(target), {"a": 1})
+    assert storage.read_text(str(target)) == '{\n  "a": 1\n}\n'
+    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        storage.write_json(str(tmp_path / "x.json"), math.nan)
+
+
+def test_gradients_are_a_plain_fixed_size_list(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    column = vector_array(values, pa.float16())
+    table = pa.table({"id": ["a", "b", "c"], "gradient": column})
+    write_table(str(tmp_path / "t.parquet"), table)
+    back = pq.read_table(tmp_path / "t.parquet")
+    assert back.schema.field("gradient").type.list_size == 4
+    assert back.schema.field("gradient").type.value_type == pa.float16()
+    np.testing.assert_array_equal(vectors(back["gradient"]), values)
+    np.testing.assert_array_equal(vectors(pa.chunked_array([column[1:]])), values[1:])
+
+
+def test_what_is_no_feature_column_is_refused() -> None:
+    with pytest.raises(UserError, match="fixed-size list"):
+        vectors(pa.chunked_array([pa.array([1.0])]))
+    nulls = pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))
+    with pytest.raises(UserError, match="1 rows have no feature"):
+        vectors(pa.chunked_array([nulls]))
+
+
+def test_parts_are_found_with_their_rows(tmp_path: Path) -> None:
+    for name, rows in (("b", 2), ("a", 3)):
+        pq.write_table(pa.table({"x": list(range(rows))}), tmp_path / f"{name}.parquet")
+    parts = parquet_parts(str(tmp_path))
+    assert [(Path(part.url).name, part.rows) for part in parts] == [("a.parquet", 3), ("b.parquet", 2)]
+    assert parquet_parts(str(tmp_path / "a.parquet")) == [Part(str(tmp_path / "a.parquet"), 3)]
+    with pytest.raises(UserError, match="no column 'y'; it has x"):
+        read_columns(parts, ["y"])
+
+
+def test_missing_empty_and_broken_tables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no table"):
+        parquet_parts(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no Parquet file"):
+        parquet_parts(str(tmp_path))
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        parquet_parts(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_partitions_hold_every_file_once_and_none_is_empty(count: int) -> None:
+    parts = [Part(f"{n}", 1 + n % 4) for n in range(20)]
+    groups = partition_files(parts, count)
+    assert [part for group in groups for part in group] == parts
+    assert len(groups) == count if count < 10 else 10 < len(groups) <= 20
+    assert all(groups)
+    sizes = [sum(part.rows for part in group) for group in groups]
+    assert max(sizes) - min(sizes) <= 8
+
+
+def test_urls_keep_their_options() -> None:
+    assert storage.join("s3://bucket/out/?region=x", "a", "b.json") == "s3://bucket/out/a/b.json?region=x"
+    assert storage.join("runs/out", "a") == "runs/out/a"
+
+
+def written(folder: Path, name: str = "table", files: int = 1) -> str:
+    for n in range(files):
+        vectors = np.eye(4, dtype=np.float32)
+        columns = {"id": [f"{3 - i}{n}" for i in range(4)], "source": ["b", "a", "b", "b"], "other": [1, 2, 3, 4]}
+        table = pa.table({**columns, "gradient": vector_array(vectors, pa.float32())})
+        write_table(str(folder / name / f"{n}.parquet"), table)
+    return str(folder / name / "0.parquet")
+
+
+def test_a_plain_file_is_a_table_read_in_the_order_of_ids(tmp_path: Path) -> None:
+    opened = open_table(written(tmp_path), "gradient")
+    assert (opened.name, opened.rows, opened.dimension) == ("0.parquet", 4, 4)
+    assert (opened.fingerprint, opened.corpus) == (None, None)
+    found = opened.read(opened.parts)
+    assert found["id"].to_pylist() == ["00", "10", "20", "30"]
+    assert found.column_names == ["id", "source", "gradient"]
+
+
+def test_a_table_by_its_sources(tmp_path: Path) -> None:
+    small, large = by_source(open_table(written(tmp_path), "gradient"))
+    assert [(small.name, small.rows), (large.name, large.rows)] == [("a", 1), ("b", 3)]
+    assert small.read(small.parts)["id"].to_pylist() == ["20"]
+
+
+def test_scores_are_columns_of_the_table_and_rows_without_them_are_left_out(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    scores = pa.table({"id": ["00", "20", "30", "99"], "rating": [0.5, 2.0, 3.0, 9.0]})
+    opened = replace(open_table(written(tmp_path), "gradient"), scores=ray.put(scores), scored=("rating",))
+    assert opened.has("rating")
+    assert opened.has("other")
+    assert not opened.has("charm")
+    found = opened.read(opened.parts, ["rating", "other", "rating"])
+    assert found.column_names == ["id", "source", "gradient", "rating", "other"]
+    assert found.select(["id", "rating"]).equals(scores.slice(0, 3))
+    assert found["other"].to_pylist() == [4, 2, 1]
+    assert opened.read(opened.parts)["id"].to_pylist() == ["00", "10", "20", "30"]
+    assert opened.read_columns(opened.parts, ["rating"]).to_pydict() == {"rating": [3.0, 2.0, 0.5]}
+    with pytest.raises(UserError, match="has no column 'charm'"):
+        opened.read(opened.parts, ["rating", "charm"])
+
+
+def test_a_run_is_opened_by_its_folder_with_what_it_was_made_of(table: str, corpus: str) -> None:
+    opened = open_table(table, "gradient")
+    assert (opened.rows, opened.dimension, opened.corpus) == (40, 64, corpus)
+    assert opened.fingerprint is not None
+    assert len(opened.parts) > 1
+
+
+def test_different_fingerprints_are_refused_by_the_field_that_differs(tmp_path: Path) -> None:
+    plain = open_table(written(tmp_path), "gradient")
+    one: GradientTable = replace(plain, name="one", fingerprint={"model": "m", "dtype": "float32"})
+    other = replace(one, name="other", fingerprint={"model": "m", "dtype": "bfloat16"})
+    same_fingerprint([one, one, plain])
+    with pytest.raises(UserError, match=r"one and other cannot be compared: their dtype differs \(float32 and bfloat"):
+        same_fingerprint([one, other])
+    with pytest.raises(UserError, match="4 dimensions and other 8"):
+        same_fingerprint([one, replace(other, dimension=8)])
+
+
+def test_mistakes_are_said_in_words(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.raises(UserError, match=r"no column 'x'; it has id, source, other, gradient.*--feature-column"):
+        open_table(path, "x")
+    with pytest.raises(UserError, match="not a fixed-size list"):
+        open_table(path, "other")
+    with pytest.raises(UserError, match="there is no folder"):
+        open_table(str(tmp_path / "none"), "gradient")
+    (tmp_path / "damaged.parquet").write_text("no")
+    with pytest.raises(UserError, match="not a readable Parquet file"):
+        open_table(str(tmp_path / "damaged.parquet"), "gradient")
