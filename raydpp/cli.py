@@ -22,9 +22,8 @@ from raydpp.demo import demo
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
 from raydpp.ingest.stage import ingest
-from raydpp.measure.stage import measure, terminal_table
+from raydpp.measure.stage import measure
 from raydpp.runs import INTERRUPTED, Outcome
-from raydpp.select.compare import comparison_table
 from raydpp.select.cut import cut
 from raydpp.select.stage import select
 
@@ -67,11 +66,10 @@ def run(stage: Callable[..., Outcome], options: jsonargparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"raydpp {stage.__name__}: interrupted; the same command again goes on", file=sys.stderr)
         return 130
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if "results" in outcome.record:
-        console.print(terminal_table(outcome.record["results"]))
-    if "comparison" in outcome.record:
-        console.print(comparison_table(outcome.record["comparison"]))
+    if outcome.tables:
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in outcome.tables:
+            console.print(table)
     for path in outcome.record.get("paths", ()):
         print(path)
     print(outcome.summary)

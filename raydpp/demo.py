@@ -19,10 +19,11 @@ from raydpp.diversity.distance import LogDetDistance, log_det_distance
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
 from raydpp.ingest.stage import ingest
-from raydpp.measure.stage import measure
+from raydpp.measure.stage import distance_table, measure
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
-from raydpp.report.html import Section, Table, render
+from raydpp.report.html import Section, render
 from raydpp.report.style import Plot
+from raydpp.report.table import Table
 from raydpp.select.stage import select
 from raydpp.tables import GRADIENTS, parquet_parts, read_columns, vectors
 
@@ -76,6 +77,7 @@ def demo(out: str = "runs/demo", *, limit: int = 160, fraction: float = 0.1) -> 
         summary,
         counts={"in": len(everything), "rows": size},
         results=[{"table": name, **_numbers(found)} for name, found in results.items()],
+        tables=[distance_table([{"table": name, **_numbers(found)} for name, found in results.items()]).record],
         next=(
             "Now your own: raydpp ingest YOUR_FILES --out runs/corpus"
             " && raydpp extract runs/corpus --out runs/table --model YOUR_MODEL"
@@ -150,7 +152,7 @@ def _report(everything: pa.Table, subset: pa.Table, results: dict[str, LogDetDis
     rows = [(name, found.size, found.mean, found.std) for name, found in results.items()]
     curves = {name: (found.sizes, found.means, found.stds) for name, found in results.items()}
     selection = read_columns(parquet_parts(f"{folder}/subset/selection"), ["log_gain", "id"])
-    figures: Sequence[Plot] = [curve_figure(curves, title="Log-det distance against the number of examples")]
+    figures: Sequence[Plot] = [curve_figure(curves)]
     return render(
         "raydpp demo",
         f"{len(subset)} of {len(everything)} conversations, selected by greedy MAP of a determinantal point process"
@@ -160,7 +162,7 @@ def _report(everything: pa.Table, subset: pa.Table, results: dict[str, LogDetDis
                 "How diverse",
                 "The log-det distance to as many points spread at random over the sphere, in nats per example: smaller"
                 " is more diverse. Compare at the same number of examples.",
-                Table(("set", "examples", "distance, nats per example", "std"), rows),
+                Table("", ("set", "examples", "distance, nats per example", "std"), rows),
                 figures,
             ),
             Section(
@@ -173,7 +175,7 @@ def _report(everything: pa.Table, subset: pa.Table, results: dict[str, LogDetDis
                 "The marginal log-gain of every pick: where it flattens, more examples add little.",
                 figures=[gains_figure(selection["log_gain"].to_numpy())],
             ),
-            Section("The first ten picks", table=Table(("source", "conversation"), _first(folder))),
+            Section("The first ten picks", table=Table("", ("source", "conversation"), _first(folder))),
         ],
     )
 

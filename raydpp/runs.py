@@ -19,6 +19,7 @@ from typing import Any
 
 from raydpp import storage
 from raydpp.errors import UserError
+from raydpp.report.table import Table
 from raydpp.storage import resolve
 
 SUCCESS = "_SUCCESS"
@@ -45,6 +46,11 @@ class Outcome:
     record: dict[str, Any]
     summary: str
     repeated: bool = False
+
+    @property
+    def tables(self) -> list[Table]:
+        """What the stage found, to be shown to people."""
+        return [Table(**table) for table in self.record.get("tables", ())]
 
 
 @dataclass

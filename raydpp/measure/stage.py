@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.table import Table as TerminalTable
 
 from raydpp import runs, storage
 from raydpp.cluster import connect, explain
@@ -23,7 +23,8 @@ from raydpp.diversity.distance import (
 from raydpp.dpp.kernels import Kernel, KernelName
 from raydpp.errors import UserError
 from raydpp.report.figures import curve_figure
-from raydpp.report.html import Section, Table, render
+from raydpp.report.html import Section, render
+from raydpp.report.table import Table
 from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
 from raydpp.select.plan import ROWS_PER_PARTITION
 from raydpp.select.request import Request
@@ -114,80 +115,57 @@ def measure(
                 else _uniform_curves(table, m, similarity, draws, seed)
             )
             distances[table.name] = distance_from_curves(curves, references, subset=subset, kernel=similarity)
-    write_report(run, opened, distances)
+    results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
+    shown = distance_table(results)
+    storage.write_json(
+        run.path("distances.json"), [_with_curve(one, kernel, distances[one["table"]]) for one in results]
+    )
+    storage.write_text(run.path("report.html"), report(shown, distances))
     least = min(distances, key=lambda name: distances[name].mean)
     summary = (
         f"measure: log-det distance at {m:,} examples ({subset}, {kernel}): "
         + (f"{distances[least].mean:.4f} nats per example" if len(opened) == 1 else f"most diverse {least}")
         + f" -> {run.out}"
     )
-    results = [
-        {"table": name, "rows": table.rows, **numbers(distances[name])}
-        for name, table in ((table.name, table) for table in opened)
-    ]
-    return run.finish(summary, counts={"tables": len(opened), "size": m}, results=results)
+    counts = {"tables": len(opened), "size": m}
+    return run.finish(summary, counts=counts, results=results, tables=[shown.record])
+
+
+def distance_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What measure found, most diverse first."""
+    columns = {"table": "table", "examples": "rows", "m": "size", "distance": "mean", "std": "std"}
+    return Table(
+        "Log-det distance, nats per example (smaller is more diverse)",
+        list(columns),
+        [[one[name] for name in columns.values()] for one in sorted(results, key=lambda one: one["mean"])],
+    )
+
+
+def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
+    """report.html: the table, and the curves in its order."""
+    curves = {}
+    for name, *_ in shown.rows:
+        found = distances[str(name)]
+        curves[str(name)] = (found.sizes, found.means, found.stds)
+    section = Section(
+        "Log-det distance",
+        "Mean over the reference point sets, and standard deviation. 0 is as diverse as points spread at random over"
+        " the sphere.",
+        shown,
+        [curve_figure(curves)],
+    )
+    return render("Diversity", f"{len(shown.rows)} tables, most diverse first.", [section])
 
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:
     """A distance without its curve, for JSON."""
-    return {
-        "size": distance.size,
-        "subset": distance.subset,
-        "mean": distance.mean,
-        "std": distance.std,
-        "floored": distance.floored,
-    }
+    names = ("size", "subset", "mean", "std", "floored")
+    return {name: getattr(distance, name) for name in names}
 
 
-def terminal_table(results: list[dict[str, Any]]) -> TerminalTable:
-    """What measure found, most diverse first, for the terminal."""
-    table = TerminalTable(title="log-det distance, nats per example (smaller is more diverse)")
-    for heading in ("table", "examples", "m", "distance", "std"):
-        table.add_column(heading, justify="left" if heading == "table" else "right")
-    for row in sorted(results, key=lambda row: row["mean"]):
-        table.add_row(row["table"], f"{row['rows']:,}", f"{row['size']:,}", f"{row['mean']:.4f}", f"{row['std']:.4f}")
-    return table
-
-
-def write_report(run: runs.Run, tables: list[GradientTable], distances: dict[str, LogDetDistance]) -> None:
-    """distances.json with all curves, and report.html."""
-    storage.write_json(
-        run.path("distances.json"),
-        [
-            {"table": table.name, "rows": table.rows, "kernel": run.record["config"]["kernel"]}
-            | numbers(distances[table.name])
-            | {
-                "curve": {
-                    "sizes": distances[table.name].sizes.tolist(),
-                    "means": distances[table.name].means.tolist(),
-                    "stds": distances[table.name].stds.tolist(),
-                }
-            }
-            for table in tables
-        ],
-    )
-    ranked = sorted(tables, key=lambda table: distances[table.name].mean)
-    rows = [
-        [
-            table.name,
-            table.rows,
-            distances[table.name].size,
-            distances[table.name].mean,
-            distances[table.name].std,
-        ]
-        for table in ranked
-    ]
-    curves = {t.name: (distances[t.name].sizes, distances[t.name].means, distances[t.name].stds) for t in ranked}
-    section = Section(
-        "Log-det distance",
-        "Mean over the reference point sets, and standard deviation. Smaller is more diverse; 0 is as diverse as points"
-        " spread at random over the sphere.",
-        Table(("table", "examples", "m", "distance, nats per example", "std"), rows),
-        [curve_figure(curves, title="Log-det distance against the number of examples")],
-    )
-    storage.write_text(
-        run.path("report.html"), render("Diversity", f"{len(tables)} tables, most diverse first.", [section])
-    )
+def _with_curve(result: Mapping[str, Any], kernel: str, distance: LogDetDistance) -> dict[str, Any]:
+    curve = {"sizes": distance.sizes.tolist(), "means": distance.means.tolist(), "stds": distance.stds.tolist()}
+    return {"table": result["table"], "rows": result["rows"], "kernel": kernel, **result, "curve": curve}
 
 
 def _distinct(tables: list[GradientTable]) -> list[GradientTable]:

@@ -9,7 +9,6 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table as TerminalTable
 
 from raydpp import storage
 from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
@@ -17,8 +16,8 @@ from raydpp.dpp.baselines import BaselineName, baseline
 from raydpp.errors import UserError
 from raydpp.progress import Counter, progress_bar, reporter, watch
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
-from raydpp.report.html import Section, Table, render
-from raydpp.report.style import Plot
+from raydpp.report.html import Section, render
+from raydpp.report.table import Table
 from raydpp.select.inputs import Owned
 from raydpp.select.request import Picked, Request, numbers
 from raydpp.tables import GradientTable, vectors
@@ -79,7 +78,7 @@ def comparison(
         found: By method; ``greedy`` is ours.
         request: Its quality columns need not count in the selection.
         dimension: D.
-        given_owned: Whether gains are given what is owned, so that log det has to be computed anew.
+        given_owned: Whether gains are given what is owned, so that log det has to be computed again.
     """
     import ray
 
@@ -113,14 +112,20 @@ def comparison(
     return records
 
 
-def comparison_table(records: Sequence[Mapping[str, Any]]) -> TerminalTable:
-    """The comparison for the terminal, largest log det first."""
-    table = TerminalTable(title="the same budget by other methods (log det: larger is more diverse; distance: smaller)")
-    for heading in ("method", "examples", "log det", "distance", "quality", "tokens", "source mix"):
-        table.add_column(heading, justify="left" if heading in ("method", "source mix") else "right")
-    for row in sorted(records, key=lambda row: -row["log_det"]):
-        table.add_row(*_cells(row))
-    return table
+def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """What ``comparison`` found, largest log det first."""
+    rows = []
+    for one in sorted(records, key=lambda one: -one["log_det"]):
+        mix = [f"{source} {share:.0%}" for source, share in one["sources"].items()]
+        shown = ", ".join(mix[:4] + ["..."] * (len(mix) > 4))
+        rows.append(
+            [*(one[name] for name in ("method", "examples", "log_det", "distance", "quality", "tokens")), shown]
+        )
+    return Table(
+        "The same budget by other methods (log det: larger is more diverse; distance: smaller)",
+        ["method", "examples", "log det", "distance", "quality", "tokens", "source mix"],
+        rows,
+    )
 
 
 def write_report(
@@ -141,22 +146,17 @@ def write_report(
     ]
     if records:
         curves = {
-            r["method"]: (np.arange(1, r["examples"] + 1), np.array(r["curve"]), np.zeros(r["examples"]))
-            for r in records
+            one["method"]: (np.arange(1, one["examples"] + 1), np.array(one["curve"]), np.zeros(one["examples"]))
+            for one in records
         }
-        figures: Sequence[Plot] = [curve_figure(curves, title="Log-det distance of the first m picks")]
-        headings = ("method", "examples", "log det", "distance", "quality", "tokens", "source mix")
-        rows = [_cells(row) for row in sorted(records, key=lambda row: -row["log_det"])]
-        sections.insert(
-            0,
-            Section(
-                "The same budget by other methods",
-                "Log det of the kernel matrix of the set (larger is more diverse), its log-det distance in nats per"
-                " example (smaller is more diverse), the mean of the standardised quality.",
-                Table(headings, rows),
-                figures,
-            ),
+        compared = Section(
+            "Beside other methods",
+            "Log det of the kernel matrix of the set, its log-det distance in nats per example, the mean of the"
+            " standardised quality. The figure shows the distance of the first m picks of each method.",
+            comparison_table(records),
+            [curve_figure(curves)],
         )
+        sections.insert(0, compared)
     storage.write_text(url, render("Selection", lead, sections))
 
 
@@ -183,19 +183,6 @@ def possible(method: BaselineName, request: Request, table: GradientTable) -> bo
     if method == "k-means":
         return request.size is not None and request.tokens is None and not (request.minimum or request.maximum)
     return True
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    mix = ", ".join(f"{source} {share:.0%}" for source, share in list(row["sources"].items())[:4])
-    return (
-        row["method"],
-        f"{row['examples']:,}",
-        f"{row['log_det']:,.2f}",
-        f"{row['distance']:.4f}",
-        "-" if row["quality"] is None else f"{row['quality']:.2f}",
-        "-" if row["tokens"] is None else f"{row['tokens']:,.0f}",
-        mix + (", ..." if len(row["sources"]) > 4 else ""),
-    )
 
 
 def _tokens(rows: pa.Table, column: str) -> float | None:

@@ -237,5 +237,6 @@ def select(
         )
     if others:
         facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
+        facts["tables"] = [comparing.comparison_table(others).record]
         storage.write_json(run.path("comparison.json"), others)
     return run.finish(summary, **facts)

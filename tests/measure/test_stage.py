@@ -10,7 +10,7 @@ import pytest
 import raydpp
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
-from raydpp.measure.stage import measure, terminal_table
+from raydpp.measure.stage import measure
 from raydpp.tables import vectors, write_table
 
 
@@ -38,7 +38,12 @@ def test_sources_are_measured_side_by_side(table: str, tmp_path: Path) -> None:
         ("first", 20, 20),
         ("second", 20, 20),
     ]
-    assert terminal_table(run.record["results"]).row_count == 2
+    (shown,) = run.tables
+    assert [row[:3] for row in shown.rows] in (
+        [["first", 20, 20], ["second", 20, 20]],
+        [["second", 20, 20], ["first", 20, 20]],
+    )
+    assert [row[3] for row in shown.rows] == sorted(row["mean"] for row in run.record["results"])
 
 
 def test_mistakes_are_said_in_words(table: str, corpus: str, tiny_model: str, tmp_path: Path) -> None:
