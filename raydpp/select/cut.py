@@ -18,8 +18,8 @@ def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
     """Take the first SIZE picks of a selection: greedy is nested, so they are the selection for that budget.
 
     Needs no search, no model and no cluster. Works on what raydpp select wrote, finished or ended by Ctrl-C, and on
-    what raydpp cut wrote. A selection made with --minimum or --tokens keeps room for what comes later, so a part of
-    it is not what a smaller budget would have given: these are refused.
+    what raydpp cut wrote. A selection made with --min-per-source or --tokens keeps room for what comes later, so a
+    part of it is not what a smaller budget would have given: these are refused.
 
     Args:
         selection: Output folder of raydpp select.
@@ -27,7 +27,8 @@ def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
         size: How many examples: a whole number, or a fraction of the selection such as 0.5.
     """
     record = runs.require(["select", "cut"], selection, interrupted=True)
-    if used := [f"--{name}" for name in ("minimum", "tokens") if record["nested_unless"].get(name)]:
+    options = {"minimum": "--min-per-source", "tokens": "--tokens"}
+    if used := [option for name, option in options.items() if record["nested_unless"].get(name)]:
         raise UserError(f"{selection} was selected with {used[0]}: its parts are not selections; run raydpp select")
     picks = read_columns(parquet_parts(storage.join(selection, "selection")), SELECTION_SCHEMA.names)
     try:

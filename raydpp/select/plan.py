@@ -157,7 +157,7 @@ def estimate(
     import ray
 
     if request.size is None:
-        raise UserError("--estimate needs a --size: how many picks tokens or a log gain allow is not known before")
+        raise UserError("--dry-run needs a --size: how many picks tokens or a log gain allow is not known before")
     rate = float(ray.get(ray.remote(_rate).remote()))  # FLOP/s of one CPU
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     sizes = [sum(part.rows for part in group) for group in groups]
@@ -166,7 +166,7 @@ def estimate(
     else:
         found, lines = _merges(table, request, levels(request, sizes, oversample, ROWS_PER_PARTITION), rate, cpus)
     head = (
-        f"select --estimate: {request.size:,} of {table.rows:,} examples, D = {table.dimension}, {request.kernel.name}"
+        f"select --dry-run: {request.size:,} of {table.rows:,} examples, D = {table.dimension}, {request.kernel.name}"
         f" kernel, {cpus} CPUs at {rate / 1e9:.0f} GFLOP/s each"
     )
     tail = f"about {_clock(found['seconds'])} in all, without reading"

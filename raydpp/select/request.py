@@ -190,7 +190,9 @@ def parse_quotas(option: str, texts: Sequence[str], size: int | None) -> dict[st
         if 0 < number < 1:
             if size is None:
                 raise UserError(f"{option} {text}: a fraction is one of --size, which is not given")
-            number = float(np.ceil(number * size - 1e-9) if option == "--minimum" else np.floor(number * size + 1e-9))
+            number = float(
+                np.ceil(number * size - 1e-9) if option == "--min-per-source" else np.floor(number * size + 1e-9)
+            )
         quotas[source] = number
     return quotas
 

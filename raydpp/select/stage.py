@@ -20,7 +20,7 @@ from raydpp.select.distributed import greedy, partitioned
 from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, source_counts
 from raydpp.select.outputs import write_examples, write_selection
 from raydpp.select.partition_merge import OVERSAMPLE
-from raydpp.select.plan import estimate as estimated
+from raydpp.select.plan import estimate
 from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
 from raydpp.tables import open_table
 
@@ -36,8 +36,8 @@ def select(
     *,
     tokens: int | None = None,
     min_log_gain: float | None = None,
-    minimum: list[str] | None = None,
-    maximum: list[str] | None = None,
+    min_per_source: list[str] | None = None,
+    max_per_source: list[str] | None = None,
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
     kernel: KernelName = "rbf",
@@ -57,7 +57,7 @@ def select(
     threshold: float = 0.95,
     partitions: int | None = None,
     exact: bool = False,
-    estimate: bool = False,
+    dry_run: bool = False,
     oversample: float = OVERSAMPLE,
     certify: bool = True,
     corpus: str | None = None,
@@ -82,12 +82,12 @@ def select(
         tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
             fits is passed over.
         min_log_gain: Stop when the next example adds less than this, in nats.
-        minimum: At least so many examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
+        min_per_source: The least examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
             *=... is for every other source.
-        maximum: At most so many examples of a source, likewise.
+        max_per_source: The most examples of a source, in the same form.
         owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
             counts as picked before the first pick, so that the selection completes it, and is not picked again.
-        exclude: What is never to be picked, likewise.
+        exclude: What is never to be picked, in the same forms.
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
@@ -115,7 +115,7 @@ def select(
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
         exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
             in the memory of an actor. Killed, the same command goes on from the picks it had.
-        estimate: Whether only to say what tasks the selection takes, their memory and their time.
+        dry_run: Whether only to say what tasks the selection takes, their memory and their time.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
         certify: Whether to look, after a merge, at what every example left would still add: how much the partitions may
             have lost.
@@ -123,7 +123,7 @@ def select(
         feature_column: The column with the features, where the table was not written by raydpp extract.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    config = {name: value for name, value in locals().items() if name != "estimate"}
+    config = {name: value for name, value in locals().items() if name != "dry_run"}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
@@ -139,7 +139,8 @@ def select(
     similarity = Kernel(kernel, gamma, ridge)
     opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
-    least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
+    least = parse_quotas("--min-per-source", min_per_source or [], count)
+    most = parse_quotas("--max-per-source", max_per_source or [], count)
     if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
         similarity.check_budget(count, opened.dimension)
     request = Request(
@@ -155,9 +156,9 @@ def select(
         tolerance=tolerance,
         oracle=oracle,
     )
-    if estimate:
+    if dry_run:
         connect(address)
-        return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
+        return estimate(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
     corpus = corpus or opened.corpus
     corpus_run = runs.require(["ingest"], corpus) if corpus else None
     files = list_files(scores) if scores else []
@@ -177,8 +178,8 @@ def select(
         request = replace(
             request,
             quality=quality_scales(opened, judged) if counted and (quality or opened.has(cost_column)) else (),
-            minimum=expand_quotas(least, list(counts), "--minimum"),
-            maximum=expand_quotas(most, list(counts), "--maximum"),
+            minimum=expand_quotas(least, list(counts), "--min-per-source"),
+            maximum=expand_quotas(most, list(counts), "--max-per-source"),
         )
         groups = partitioned(opened, partitions, exact)
         what = "as many" if count is None else f"{count:,}"
@@ -229,7 +230,7 @@ def select(
         "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
-        "nested_unless": {"minimum": bool(minimum), "tokens": tokens is not None},
+        "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }
     if picked.interrupted:
         return run.interrupt(

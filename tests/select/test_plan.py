@@ -70,7 +70,7 @@ def test_quality_alone_needs_no_products() -> None:
 
 def test_an_estimate_names_the_tasks_and_writes_nothing(table: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = select(table, str(out), 8, partitions=3, estimate=True)
+    outcome = select(table, str(out), 8, partitions=3, dry_run=True)
     assert not out.exists()
     assert "3 partitions of" in outcome.summary
     assert "1 merge of" in outcome.summary
@@ -80,16 +80,16 @@ def test_an_estimate_names_the_tasks_and_writes_nothing(table: str, tmp_path: Pa
 
 
 def test_an_estimate_of_rounds_names_the_shards(table: str, tmp_path: Path) -> None:
-    outcome = select(table, str(tmp_path / "out"), 8, partitions=3, exact=True, estimate=True)
+    outcome = select(table, str(tmp_path / "out"), 8, partitions=3, exact=True, dry_run=True)
     assert "3 shards of" in outcome.summary
     assert outcome.record["estimate"]["rounds"] >= 1
 
 
 def test_more_picks_take_longer(table: str, tmp_path: Path) -> None:
-    few, many = (select(table, str(tmp_path / "out"), size, estimate=True).record["estimate"] for size in (2, 40))
+    few, many = (select(table, str(tmp_path / "out"), size, dry_run=True).record["estimate"] for size in (2, 40))
     assert many["seconds"] > few["seconds"]
 
 
 def test_without_a_size_there_is_nothing_to_reckon_with(table: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs a --size"):
-        select(table, str(tmp_path / "out"), tokens=50, estimate=True)
+        select(table, str(tmp_path / "out"), tokens=50, dry_run=True)

@@ -85,8 +85,8 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(table, out)
     with pytest.raises(UserError, match="--method best: use one of greedy, random"):
         select(table, out, 4, method="best")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--minimum names the source 'third'; the table has first, second"):
-        select(table, str(tmp_path / "third"), 4, minimum=["third=1"])
+    with pytest.raises(UserError, match="--min-per-source names the source 'third'; the table has first, second"):
+        select(table, str(tmp_path / "third"), 4, min_per_source=["third=1"])
     with pytest.raises(UserError, match="--quality loss=x"):
         select(table, out, 4, quality=["loss=x"])
     with pytest.raises(UserError, match="has no column 'charm'"):
@@ -132,7 +132,12 @@ def test_budgets_of_tokens_and_quotas_hold_over_partitions(table: str, tmp_path:
     spent = sum(rows[one]["response_tokens"] for one in picked(run))
     assert 30 < spent <= 40
     run = select(
-        table, str(tmp_path / "quotas"), 10, minimum=["first=0.6"], maximum=["*=4", "first=7"], partitions=partitions
+        table,
+        str(tmp_path / "quotas"),
+        10,
+        min_per_source=["first=0.6"],
+        max_per_source=["*=4", "first=7"],
+        partitions=partitions,
     )
     sources = [rows[one]["source"] for one in picked(run)]
     assert len(sources) == 10
