@@ -1,23 +1,66 @@
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
-from raydpp.cli import STAGES, main, run_job, stage_parser
+from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run_job, stage_parser
 from raydpp.ingest.stage import ingest
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_every_option_is_explained(stage: object, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = stage_parser(stage)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = find_stage(name)
+    parser = stage_parser(stage)
     undocumented = [action.dest for action in parser._actions if not action.help]
     assert not undocumented
+    _, groups = parse_docstring(stage.__doc__ or "")
+    explained = [option for helps in groups.values() for option in helps]
+    assert sorted(explained) == sorted(inspect.signature(stage).parameters)
     with pytest.raises(SystemExit) as ended:
-        main([stage.__name__, "--help"])  # type: ignore[attr-defined]
+        main([name, "--help"])
     assert ended.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_options_of_select_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["select", "--help"])
+    shown = capsys.readouterr().out
+    groups = {
+        "What to select by": "--kernel",
+        "Budget": "--tokens",
+        "Per source": "--min-per-source",
+        "Already owned": "--owned",
+        "Scale": "--partitions",
+        "Output": "--out",
+    }
+    places = [shown.index(text) for title, flag in groups.items() for text in (f"\n{title}:\n", f"\n  {flag} ")]
+    assert places == sorted(places)
+
+
+def test_a_docstring_has_a_description_and_groups_of_parameters() -> None:
+    text = """One line.
+
+    A paragraph: with a colon,
+    and another line.
+
+    Args:
+        a: First.
+
+    How much:
+        b_c: Second: such as 1:2,
+            over two lines.
+        d: Third.
+    """
+    description, groups = parse_docstring(text)
+    assert description == "One line.\n\nA paragraph: with a colon,\nand another line.\n\n"
+    assert groups == {
+        "Args": {"a": "First."},
+        "How much": {"b_c": "Second: such as 1:2, over two lines.", "d": "Third."},
+    }
 
 
 def test_flags_and_files_mean_the_same(tmp_path: Path) -> None:
@@ -50,3 +93,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         main(["select", "table", "--out", "x", "--size", "many"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--size", "many"], "--size many: give a number"),
+        (["--tokens", "1.5"], "--tokens 1.5: give a whole number"),
+        (["--kernel", "linear"], "--kernel linear: give one of rbf, cosine"),
+        (["--sise", "3"], "unrecognized arguments: --sise 3"),
+        (["--config", "nowhere.yaml"], "File does not exist"),
+    ],
+)
+def test_a_wrong_option_is_said_in_a_sentence(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "table", "--out", "x", *options])
+    assert ended.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: raydpp select TABLE --out OUT [options]"
+    assert error.startswith("raydpp select: ")
+    assert said in error
+
+
+def test_the_elements_of_a_list_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["measure", "table", "--out", "x", "--reference-seeds", "1", "x"])
+    assert "--reference-seeds x: give a whole number" in capsys.readouterr().err

@@ -62,13 +62,18 @@ def extract(
 
     Args:
         corpus: Output folder of raydpp ingest.
-        out: Folder to write; it must be new, empty, or this same run's.
-        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
-            a text encoder. Actors on other nodes must find it under the same name.
+
+    Which conversations:
         sources: Only conversations of these sources (names as ingest printed them); default all.
         limit: Only this many conversations: those with the smallest ids, which is a uniform sample and always the
             same one; default all.
         per_source: Only this many conversations of each source, those with the smallest ids; default all.
+        max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
+        end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
+
+    What to extract of each:
+        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
+            a text encoder. Actors on other nodes must find it under the same name.
         representation: How an example is seen: gradient (of its response loss), hidden (the mean of the model's last
             hidden states over the response) or embedding (a text encoder's mean-pooled output).
         dimension: D, the number of coordinates of a projected gradient; hidden and embedding have their model's width.
@@ -81,20 +86,23 @@ def extract(
         lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
         projection: kronecker (two-sided, then sparse) or rademacher (dense: slow, the reference).
-        max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
-        end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
         difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
             without the prompt), which costs one more forward pass.
+
+    Scale:
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
             on a GPU. Halved where memory runs out.
-        store_as: Floating point type of the stored gradients.
-        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
-            the corpus and of a batch, 16 to 4096.
         gpus_per_actor: GPUs of one actor; default 1 where the cluster has or can get GPUs, else 0.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
         dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
+        store_as: Floating point type of the stored gradients.
+        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
+            the corpus and of a batch, 16 to 4096.
     """
     config = {name: value for name, value in locals().items() if name != "dry_run"}
     if dimension < 2 or lora_rank < 1 or max_length < 8:

@@ -59,7 +59,8 @@ def ingest(
     Args:
         inputs: Files, folders or globs of .jsonl, .json, .csv, .tsv (each also .gz, .zst, .bz2) or .parquet, local or
             by URL (s3://, gs://, ...).
-        out: Folder to write; it must be new, empty, or this same run's.
+
+    Columns of the input:
         prompt_column: The column with the prompt, where it has another name than in the known schemas.
         response_column: The column with the response.
         system_column: The column with the system prompt.
@@ -67,8 +68,13 @@ def ingest(
         carry: Columns to carry along into the corpus; empty where a row does not have them.
         strip_markers: Whether a literal end-of-text marker that ends a response (<|endoftext|>, </s>, <|im_end|>,
             <|eot_id|>, <end_of_turn>) is removed: chat templates write their own.
-        files: Number of files of the corpus; default one for every 32 MiB of input, at least 8.
+
+    Scale:
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
+        files: Number of files of the corpus; default one for every 32 MiB of input, at least 8.
     """
     config = dict(locals())
     if files is not None and files < 1:

@@ -76,18 +76,8 @@ def select(
 
     Args:
         table: Output folder of raydpp extract, or a Parquet file with the columns id and --feature-column.
-        out: Folder to write; it must be new, empty, or this same run's.
-        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
-            --min-log-gain is needed; each ends the run.
-        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
-            fits is passed over.
-        min_log_gain: Stop when the next example adds less than this, in nats.
-        min_per_source: The least examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
-            *=... is for every other source.
-        max_per_source: The most examples of a source, in the same form.
-        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
-            counts as picked before the first pick, so that the selection completes it, and is not picked again.
-        exclude: What is never to be picked, in the same forms.
+
+    What to select by:
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
@@ -99,29 +89,51 @@ def select(
         scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
             name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
             number, but those of --owned and --exclude.
+        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
+            (semantic de-duplication by --threshold).
+        seed: Of what is random in a baseline.
+        threshold: The cosine similarity from which dedup calls two examples the same.
+        feature_column: The column with the features, where the table was not written by raydpp extract.
+
+    Budget:
+        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
+            --min-log-gain is needed; each ends the run.
+        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
+            fits is passed over.
+        min_log_gain: Stop when the next example adds less than this, in nats.
         cost_column: What --tokens counts.
         cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
         at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
             continue by quality and then by id.
         tolerance: Each pick is at least (1 - tolerance) as good as the best at its time; faster. 0 is exact.
-        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
-            the same.
-        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
-            (semantic de-duplication by --threshold).
-        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
-            distance, quality and source mix.
-        seed: Of what is random in a baseline.
-        threshold: The cosine similarity from which dedup calls two examples the same.
+
+    Per source:
+        min_per_source: The least examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
+            *=... is for every other source.
+        max_per_source: The most examples of a source, in the same form.
+
+    Already owned:
+        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
+            counts as picked before the first pick, so that the selection completes it, and is not picked again.
+        exclude: What is never to be picked, in the same forms.
+
+    Scale:
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
         exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
             in the memory of an actor. Killed, the same command goes on from the picks it had.
-        dry_run: Whether only to say what tasks the selection takes, their memory and their time.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
         certify: Whether to look, after a merge, at what every example left would still add: how much the partitions may
             have lost.
-        corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
-        feature_column: The column with the features, where the table was not written by raydpp extract.
+        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
+            the same.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
+        dry_run: Whether only to say what tasks the selection takes, their memory and their time.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
+        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
+            distance, quality and source mix.
+        corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
     config = {name: value for name, value in locals().items() if name != "dry_run"}
     if size is None and tokens is None and min_log_gain is None:
