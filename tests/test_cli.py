@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run_job, stage_parser
 from raydpp.ingest.stage import ingest
+from raydpp.select.partition_merge import OVERSAMPLE
+
+HEAVY = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "ray", "peft")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -121,3 +126,44 @@ def test_the_elements_of_a_list_are_checked(capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit):
         main(["measure", "table", "--out", "x", "--reference-seeds", "1", "x"])
     assert "--reference-seeds x: give a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "required: COMMAND"),
+        (["--help"], 0, "measure"),
+        (["refresh"], 2, "invalid choice"),
+        *(([name, "--help"], 0, "--out OUT") for name in COMMANDS),
+        *(([name, "--no-such-option"], 2, f"raydpp {name}: ") for name in COMMANDS),
+        (["select", "table", "--out", "x", "--size", "many"], 2, "give a number"),
+        (["select", "table", "--out", "x"], 2, "no budget"),
+        (["select", "table", "--out", "x", "--size", "1", "--oversample", "0.5"], 2, "--oversample 0.5"),
+        (["select", "nowhere", "--out", "x", "--size", "1"], 2, "nowhere"),
+        (["measure", "nowhere", "--out", "x"], 2, "nowhere"),
+        (["extract", "nowhere", "--out", "x", "--model", "m"], 2, "nowhere"),
+        (["measure", "table", "--out", "x", "--subset", "uniform", "--draws", "0"], 2, "--draws 0"),
+        (["cut", "nowhere", "--out", "x", "--size", "1"], 2, "nowhere"),
+        (["demo", "--limit", "3"], 2, "--limit 3"),
+    ],
+)
+def test_help_and_mistakes_need_nothing_that_takes_seconds_to_load(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    script = f"""
+import sys
+from raydpp.cli import main
+try:
+    code = main({arguments})
+except SystemExit as end:
+    code = end.code
+print(code, sorted({{*{HEAVY}}} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == f"{code} []"
+    assert said in found.stdout + found.stderr
+
+
+def test_the_oversampling_that_select_names_is_that_of_the_merge() -> None:
+    parameters = inspect.signature(find_stage("select")).parameters
+    assert parameters["oversample"].default == OVERSAMPLE

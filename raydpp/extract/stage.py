@@ -10,16 +10,8 @@ from typing import Any, Literal
 from raydpp import runs
 from raydpp.cluster import cluster_plan, connect, explain
 from raydpp.errors import UserError
-from raydpp.extract.dry_run import preflight
 from raydpp.extract.sample import choose
 from raydpp.extract.units import REJECTS, look, plan_units, sweep, unit_rows
-from raydpp.extract.workers import Work, work_off
-from raydpp.gradients.adapters import Adapter
-from raydpp.gradients.fingerprint import fingerprint
-from raydpp.gradients.model import Dtype, load_config, load_tokenizer
-from raydpp.gradients.projection import ProjectionKind
-from raydpp.gradients.representations import ExtractorConfig, Representation
-from raydpp.gradients.tokenization import Masking
 from raydpp.progress import progress_bar
 from raydpp.tables import gradient_schema
 
@@ -34,18 +26,18 @@ def extract(
     sources: list[str] | None = None,
     limit: int | None = None,
     per_source: int | None = None,
-    representation: Representation = "gradient",
+    representation: Literal["gradient", "hidden", "embedding"] = "gradient",
     dimension: int = 1024,
     seed: int = 0,
     adapter: str = "fresh",
     layers: str = "all",
     lora_rank: int = 8,
     lora_targets: list[str] | None = None,
-    projection: ProjectionKind = "kronecker",
+    projection: Literal["kronecker", "rademacher"] = "kronecker",
     max_length: int = 1024,
     end_of_turn: bool = True,
     difficulty: bool = False,
-    dtype: Dtype = "auto",
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     batch_tokens: int | None = None,
     store_as: Literal["float16", "float32"] = "float16",
     rows_per_file: int | None = None,
@@ -114,6 +106,15 @@ def extract(
         raise UserError("--difficulty needs a language model's loss: a text encoder has none")
     corpus_record = runs.require(["ingest"], corpus)
     chosen = choose(corpus, corpus_record["counts"]["sources"], sources, limit, per_source)
+    # torch and Ray take seconds: mistakes are found before they are loaded
+    from raydpp.extract.dry_run import preflight
+    from raydpp.extract.workers import Work, work_off
+    from raydpp.gradients.adapters import Adapter
+    from raydpp.gradients.fingerprint import fingerprint
+    from raydpp.gradients.model import Dtype, load_config, load_tokenizer
+    from raydpp.gradients.representations import ExtractorConfig
+    from raydpp.gradients.tokenization import Masking
+
     targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
     extractor = ExtractorConfig(
         model,

@@ -5,38 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, Literal
 
 from raydpp import runs, storage
 from raydpp.cluster import connect, explain
-from raydpp.diversity.distance import (
-    LogDetDistance,
-    Subset,
-    distance_from_curves,
-    greedy_curve,
-    log_det_curve,
-    reference_curves,
-)
-from raydpp.dpp.kernels import Kernel, KernelName
 from raydpp.errors import UserError
-from raydpp.report.figures import curve_figure
-from raydpp.report.html import Section, render
 from raydpp.report.table import Table
-from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
-from raydpp.select.plan import ROWS_PER_PARTITION
-from raydpp.select.request import Request
-from raydpp.tables import (
-    GradientTable,
-    by_source,
-    open_table,
-    partition_count,
-    partition_files,
-    same_fingerprint,
-    vectors,
-)
+from raydpp.tables import GradientTable, by_source, open_table, same_fingerprint
+
+if TYPE_CHECKING:
+    from raydpp.diversity.distance import LogDetDistance
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +26,9 @@ def measure(
     out: str,
     *,
     size: int | None = None,
-    subset: Subset = "greedy",
+    subset: Literal["greedy", "uniform"] = "greedy",
     split_by_source: bool = False,
-    kernel: KernelName = "rbf",
+    kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
     draws: int = 5,
@@ -88,9 +66,12 @@ def measure(
         raise UserError(f"--draws {draws}: at least one is needed")
     if not seeds:
         raise UserError("--reference-seeds: at least one is needed")
-    similarity = Kernel(kernel, gamma, ridge)
     opened = [open_table(url, feature_column) for url in tables]
     same_fingerprint(opened)
+    # torch and Ray take seconds: mistakes are found before they are loaded
+    from raydpp.dpp.kernels import Kernel
+
+    similarity = Kernel(kernel, gamma, ridge)
     run = runs.begin("measure", config, [table.identity for table in opened])
     if run.done:
         return run.done
@@ -103,18 +84,21 @@ def measure(
             raise UserError(f"--size {m}: {table.name} has {table.rows} examples; give at most that many")
     similarity.check_budget(m, opened[0].dimension)
 
+    from raydpp.diversity.distance import distance_from_curves
+    from raydpp.measure.curves import greedy_curves, references, uniform_curves
+
     connect(address)
     with explain():
         log.info("measure: %d tables at %d examples each", len(opened), m)
-        references = _references(m, opened[0].dimension, similarity, seeds)
+        reference = references(m, opened[0].dimension, similarity, seeds)
         distances = {}
         for table in opened:
             curves = (
-                _greedy_curves(table, m, similarity)
+                greedy_curves(table, m, similarity)
                 if subset == "greedy"
-                else _uniform_curves(table, m, similarity, draws, seed)
+                else uniform_curves(table, m, similarity, draws, seed)
             )
-            distances[table.name] = distance_from_curves(curves, references, subset=subset, kernel=similarity)
+            distances[table.name] = distance_from_curves(curves, reference, subset=subset, kernel=similarity)
     results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
     shown = distance_table(results)
     storage.write_json(
@@ -142,11 +126,12 @@ def distance_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
-    """report.html: the table, and the curves in its order."""
-    curves = {}
-    for name, *_ in shown.rows:
-        found = distances[str(name)]
-        curves[str(name)] = (found.sizes, found.means, found.stds)
+    """report.html: the table, and the curves in the same order."""
+    from raydpp.report.figures import curve_figure
+    from raydpp.report.html import Section, render
+
+    ranked = sorted(distances.items(), key=lambda one: one[1].mean)
+    curves = {name: (found.sizes, found.means, found.stds) for name, found in ranked}
     section = Section(
         "Log-det distance",
         "Mean over the reference point sets, and standard deviation. 0 is as diverse as points spread at random over"
@@ -176,41 +161,3 @@ def _distinct(tables: list[GradientTable]) -> list[GradientTable]:
         seen[table.name] = seen.get(table.name, 0) + 1
         named.append(table if seen[table.name] == 1 else replace(table, name=f"{table.name} ({seen[table.name]})"))
     return named
-
-
-def _references(size: int, dimension: int, kernel: Kernel, seeds: list[int]) -> np.ndarray:
-    """(seeds, m) log-det curves of the reference points, one task a seed."""
-    import ray
-
-    task = ray.remote(reference_curves)
-    return np.concatenate(ray.get([task.remote(size, dimension, kernel, [one]) for one in seeds]))
-
-
-def _greedy_curves(table: GradientTable, size: int, kernel: Kernel) -> np.ndarray:
-    groups = partition_files(table.parts, partition_count(table.rows, ROWS_PER_PARTITION))
-    request = Request(kernel, table.column, size)
-    picked = distributed_greedy(table, groups, request, OVERSAMPLE, f"measure: {table.name}")
-    if picked.interrupted:
-        raise KeyboardInterrupt  # part of a curve is not what was asked for
-    return greedy_curve(picked.selection.log_gains, size, kernel)[None]  # (1, m)
-
-
-def _uniform_curves(table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> np.ndarray:
-    import ray
-
-    task = ray.remote(_draw_curve)
-    return np.stack(ray.get([task.remote(table, size, kernel, [seed, draw]) for draw in range(draws)]))
-
-
-def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> np.ndarray:
-    """(m,) log-det curve of one uniform sample, read file by file."""
-    order = np.random.default_rng(seed).permutation(table.rows)[:size]  # row numbers in the order of drawing
-    taken: list[pa.Table] = []
-    start = 0
-    for part in table.parts:
-        inside = np.sort(order[(order >= start) & (order < start + part.rows)]) - start
-        if len(inside):
-            taken.append(table.read([part]).take(pa.array(inside)))
-        start += part.rows
-    features = vectors(pa.concat_tables(taken)[table.column])  # (m, D), in row order
-    return log_det_curve(features[np.argsort(np.argsort(order))], kernel)

@@ -8,20 +8,8 @@ from typing import Any, Literal, get_args
 
 from raydpp import runs, storage
 from raydpp.cluster import connect, explain
-from raydpp.dpp.budget import count_of
-from raydpp.dpp.greedy import AtFloor, check_options
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.oracles.choice import OracleName
 from raydpp.errors import UserError
 from raydpp.ingest.files import list_files
-from raydpp.select import compare as comparing
-from raydpp.select.compare import Choice, pick_baselines
-from raydpp.select.distributed import greedy, partitioned
-from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, source_counts
-from raydpp.select.outputs import write_examples, write_selection
-from raydpp.select.partition_merge import OVERSAMPLE
-from raydpp.select.plan import estimate
-from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
 from raydpp.tables import open_table
 
 log = logging.getLogger(__name__)
@@ -40,7 +28,7 @@ def select(
     max_per_source: list[str] | None = None,
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
-    kernel: KernelName = "rbf",
+    kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
     quality_weight: float = 0.0,
@@ -48,9 +36,9 @@ def select(
     scores: list[str] | None = None,
     cost_column: str = "response_tokens",
     cost_power: float = 1.0,
-    at_floor: AtFloor = "stop",
+    at_floor: Literal["stop", "continue"] = "stop",
     tolerance: float = 0.0,
-    oracle: OracleName = "auto",
+    oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
     compare: bool = False,
     seed: int = 0,
@@ -58,7 +46,7 @@ def select(
     partitions: int | None = None,
     exact: bool = False,
     dry_run: bool = False,
-    oversample: float = OVERSAMPLE,
+    oversample: float = 4.0,
     certify: bool = True,
     corpus: str | None = None,
     feature_column: str = "gradient",
@@ -146,10 +134,17 @@ def select(
         raise UserError("--exact has no order to go on in at the floor: leave --at-floor out, or --exact")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    opened = open_table(table, feature_column)
+    # torch and Ray take seconds: mistakes are found before they are loaded
+    from raydpp.dpp.budget import count_of
+    from raydpp.dpp.greedy import check_options
+    from raydpp.dpp.kernels import Kernel
+    from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, source_counts
+    from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
+
     check_options(quality_weight, cost_power, tolerance, at_floor)
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     similarity = Kernel(kernel, gamma, ridge)
-    opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
     least = parse_quotas("--min-per-source", min_per_source or [], count)
     most = parse_quotas("--max-per-source", max_per_source or [], count)
@@ -169,6 +164,9 @@ def select(
         oracle=oracle,
     )
     if dry_run:
+        from raydpp.select.distributed import partitioned
+        from raydpp.select.plan import estimate
+
         connect(address)
         return estimate(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
     corpus = corpus or opened.corpus
@@ -178,6 +176,10 @@ def select(
     run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
     if run.done:
         return run.done
+    from raydpp.select import compare as comparing
+    from raydpp.select.compare import Choice, pick_baselines
+    from raydpp.select.distributed import greedy, partitioned
+    from raydpp.select.outputs import write_examples, write_selection
 
     connect(address)
     with explain():
