@@ -17,7 +17,6 @@ from raydpp.extract.workers import Work, work_off
 from raydpp.gradients.adapters import Adapter
 from raydpp.gradients.fingerprint import fingerprint
 from raydpp.gradients.model import Dtype, load_config, load_tokenizer
-from raydpp.gradients.projection import ProjectionKind
 from raydpp.gradients.representations import ExtractorConfig, Representation
 from raydpp.gradients.tokenization import Masking
 from raydpp.progress import progress_bar
@@ -41,7 +40,6 @@ def extract(
     layers: str = "all",
     lora_rank: int = 8,
     lora_targets: list[str] | None = None,
-    projection: ProjectionKind = "kronecker",
     max_length: int = 1024,
     end_of_turn: bool = True,
     difficulty: bool = False,
@@ -80,7 +78,6 @@ def extract(
         lora_rank: Rank r of a fresh LoRA adapter.
         lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
-        projection: kronecker (two-sided, then sparse) or rademacher (dense: slow, the reference).
         max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
         end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
         difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
@@ -111,7 +108,6 @@ def extract(
         model,
         representation,
         Adapter(adapter, lora_rank, targets, seed, layers),
-        projection,
         dimension,
         seed,
         dtype,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from raydpp.gradients.adapters import Site
-from raydpp.gradients.projection import Projection
+from raydpp.gradients.projection import KroneckerProjection
 
 
 class GradientCapture:
@@ -33,7 +33,9 @@ class GradientCapture:
         dtype: In which the projected gradients are summed.
     """
 
-    def __init__(self, sites: Sequence[Site], projection: Projection, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, sites: Sequence[Site], projection: KroneckerProjection, dtype: torch.dtype = torch.float32
+    ) -> None:
         self._sites = sites
         self._projection = projection
         self._dtype = dtype

@@ -35,7 +35,7 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
             adapter = {"kind": "trained LoRA", "digest": revision(adapter["kind"]), "layers": adapter["layers"]}
         found["adapter"] = adapter
         found["projection"] = {
-            "kind": extractor.projection,
+            "kind": "kronecker",
             "dimension": extractor.dimension,
             "seed": extractor.projection_seed,
         }

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -37,52 +36,8 @@ def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.nd
     return signs.astype(np.float32) / np.float32(math.sqrt(rows))
 
 
-class Projection(Protocol):
-    """A linear map from the gradients of named linear layers to D coordinates."""
-
-    dimension: int
-
-    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """What must be kept of a layer's (n, s, inputs) inputs until its backward pass."""
-
-    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
-        """Add one layer's projected gradients to ``total``, in place.
-
-        Args:
-            total: (n, D), one row an example, in the precision of the sum.
-            name: The layer.
-            reduced: What ``reduce_inputs`` made of the layer's inputs.
-            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
-        """
-
-
-ProjectionKind = Literal["kronecker", "rademacher"]
-
-
-def make_projection(
-    kind: ProjectionKind,
-    shapes: Mapping[str, tuple[int, int]],
-    dimension: int,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> Projection:
-    """The projection of that kind; see KroneckerProjection for the arguments."""
-
-    known: dict[str, Any] = {"kronecker": KroneckerProjection, "rademacher": RademacherProjection}
-    made: Projection = known[kind](shapes, dimension, seed, device)
-    return made
-
-
-def checked(shapes: Mapping[str, tuple[int, int]], dimension: int) -> None:
-    """ValueError where there is nothing to project, or nothing to project to."""
-    if dimension < 1:
-        raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
-    if not shapes:
-        raise ValueError("there is no layer to project")
-
-
 class KroneckerProjection:
-    """A two-sided map of every layer, then a sparse JL map of all layers' entries together: the default.
+    """A two-sided map of every layer, then a sparse JL map of all layers' entries together.
 
     Args:
         shapes: For each layer its gradient's (outputs, inputs), in number of features.
@@ -101,7 +56,10 @@ class KroneckerProjection:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        checked(shapes, dimension)
+        if dimension < 1:
+            raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
+        if not shapes:
+            raise ValueError("there is no layer to project")
         self.dimension = dimension
         self.rows = max(16, math.ceil(2 * dimension / len(shapes)))
         self._left: dict[str, Tensor | None] = {}
@@ -125,52 +83,20 @@ class KroneckerProjection:
         return torch.from_numpy(rademacher(self.rows, features, derived_generator(seed, name, side))).to(device)
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """(n, s, inputs) -> (n, s, rows)."""
+        """What must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
         right = self._right[name]
         return inputs if right is None else inputs @ right.to(inputs.dtype).T
 
     def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
+        """Add one layer's projected gradients to ``total``, in place.
+
+        Args:
+            total: (n, D), one row an example, in the precision of the sum.
+            name: The layer.
+            reduced: What ``reduce_inputs`` made of the layer's inputs.
+            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
+        """
         left = self._left[name]
         g = output_gradients if left is None else output_gradients @ left.to(output_gradients.dtype).T  # (n, s, rows)
         small = g.to(total.dtype).transpose(1, 2) @ reduced.to(total.dtype)  # (n, rows or outputs, rows or inputs)
         total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(total.dtype))
-
-
-_BLOCK = 4096  # entries whose signs exist at one time: at D = 1,024, 16 MiB of float32
-
-
-class RademacherProjection:
-    """``p(G)_d = sum_e sign(d, e) G_e / sqrt(D)``: inner products in expectation, with variance about 1/D.
-
-    Args:
-        shapes: For each layer its gradient's (outputs, inputs).
-        dimension: D.
-        seed: Same seed, same signs; different seeds, independent ones.
-        device: Where they are made use of.
-    """
-
-    def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, int]],
-        dimension: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        checked(shapes, dimension)
-        self.dimension = dimension
-        self._seed = seed
-        self._device = device
-
-    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """All of them."""
-        return inputs
-
-    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
-        """See Projection; forms the (n, outputs, inputs) gradients of this layer."""
-        full = (output_gradients.transpose(1, 2) @ reduced).flatten(1).to(total.dtype)  # (n, outputs * inputs)
-        for start in range(0, full.shape[1], _BLOCK):
-            block = full[:, start : start + _BLOCK]  # (n, entries)
-            draw = derived_generator(self._seed, name, f"dense {start}")
-            bits = draw.integers(0, 2, size=(block.shape[1], self.dimension), dtype=np.int8)
-            signs = torch.from_numpy(bits * 2 - 1).to(self._device).to(total.dtype)  # (entries, D)
-            total.add_(block @ signs, alpha=1 / math.sqrt(self.dimension))

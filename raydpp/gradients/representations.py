@@ -20,7 +20,7 @@ from raydpp.gradients.batches import TokenBatches, pad, to_device
 from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import Dtype, load_encoder, load_model
-from raydpp.gradients.projection import ProjectionKind, make_projection
+from raydpp.gradients.projection import KroneckerProjection
 from raydpp.gradients.tokenization import TokenizedExample
 
 Representation = Literal["gradient", "hidden", "embedding"]
@@ -35,7 +35,6 @@ class ExtractorConfig:
         representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
             last hidden states over its response tokens, or a text encoder's mean-pooled output.
         adapter: The parameters whose gradients are taken (gradients only).
-        projection: How they are projected (gradients only).
         dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
         projection_seed: Seeds the projection.
         dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
@@ -47,7 +46,6 @@ class ExtractorConfig:
     model: str
     representation: Representation = "gradient"
     adapter: Adapter = field(default_factory=Adapter)
-    projection: ProjectionKind = "kronecker"
     dimension: int = 1024
     projection_seed: int = 0
     dtype: Dtype = "auto"
@@ -148,9 +146,7 @@ class GradientExtractor(Extractor):
         self.model, self.sites = adapt(load_model(config.model, self.device, config.dtype), config.adapter)
         self.dimension = config.dimension
         shapes = site_shapes(self.sites)
-        self.projection = make_projection(
-            config.projection, shapes, config.dimension, config.projection_seed, self.device
-        )
+        self.projection = KroneckerProjection(shapes, config.dimension, config.projection_seed, self.device)
         require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model, [site.module for site in self.sites])
         double = next(self.model.parameters()).dtype == torch.float64

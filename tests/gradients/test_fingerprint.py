@@ -24,6 +24,7 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str, tmp_p
     plain = ExtractorConfig(tiny_model, dtype="float32")
     first = fingerprint(plain, Masking(), tokenizer, "float16")
     assert first == fingerprint(plain, Masking(), load_tokenizer(tiny_model), "float16")
+    assert first["projection"] == {"kind": "kronecker", "dimension": 1024, "seed": 0}
     changed = {
         "masking end_of_turn": fingerprint(plain, Masking(end_of_turn=False), tokenizer, "float16"),
         "stored_as": fingerprint(plain, Masking(), tokenizer, "float32"),
@@ -33,8 +34,8 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str, tmp_p
             tokenizer,
             "float16",
         ),
-        "projection kind": fingerprint(
-            ExtractorConfig(tiny_model, dtype="float32", projection="rademacher"), Masking(), tokenizer, "float16"
+        "projection seed": fingerprint(
+            ExtractorConfig(tiny_model, dtype="float32", projection_seed=1), Masking(), tokenizer, "float16"
         ),
     }
     for name, other in changed.items():
