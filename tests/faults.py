@@ -16,7 +16,7 @@ from ray import cloudpickle
 
 from raydpp.extract.isolation import Features
 from raydpp.extract.workers import FeatureActor, Work
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.select.shard_actors import _ShardActor
 

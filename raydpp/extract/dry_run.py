@@ -16,8 +16,9 @@ from raydpp.extract.sample import Sample
 from raydpp.extract.units import unit_rows
 from raydpp.extract.workers import tokenize_row
 from raydpp.gradients.batches import take_batch
-from raydpp.gradients.representations import Extractor, ExtractorConfig, GradientExtractor, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.config import ExtractorConfig, Masking
+from raydpp.gradients.representations import Extractor, GradientExtractor, load_extractor
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.progress import progress_bar
 from raydpp.runs import Outcome
 from raydpp.tables import read_columns

@@ -20,7 +20,7 @@ import numpy as np
 from ray import cloudpickle
 
 from raydpp.errors import UserError
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 
 log = logging.getLogger(__name__)

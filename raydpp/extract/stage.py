@@ -10,15 +10,12 @@ from typing import Any, Literal
 from raydpp import runs
 from raydpp.cluster import cluster_plan, connect, explain
 from raydpp.errors import UserError
-from raydpp.extract.dry_run import preflight
 from raydpp.extract.sample import choose
 from raydpp.extract.units import REJECTS, look, plan_units, sweep, unit_rows
 from raydpp.extract.workers import Work, work_off
-from raydpp.gradients.adapters import Adapter
+from raydpp.gradients.config import Adapter, Dtype, ExtractorConfig, Masking, Representation, resolve_dtype
 from raydpp.gradients.fingerprint import fingerprint
-from raydpp.gradients.model import Dtype, load_config, load_tokenizer
-from raydpp.gradients.representations import ExtractorConfig, Representation
-from raydpp.gradients.tokenization import Masking
+from raydpp.gradients.model import load_config, load_tokenizer
 from raydpp.progress import progress_bar
 from raydpp.tables import gradient_schema
 
@@ -115,6 +112,8 @@ def extract(
         difficulty,
     )
     if dry_run:
+        from raydpp.extract.dry_run import preflight
+
         longest = _longest(max_length, load_config(model), load_tokenizer(model))
         return preflight(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
@@ -126,8 +125,7 @@ def extract(
     masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
     connect(address)
     plan = cluster_plan(gpus_per_actor, actors)
-    exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
-    extractor = replace(extractor, dtype=exact)
+    extractor = replace(extractor, dtype=resolve_dtype(dtype, "cuda" if plan.gpus else "cpu"))
     identity = fingerprint(extractor, masking, tokenizer, store_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":

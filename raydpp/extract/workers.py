@@ -19,9 +19,9 @@ from raydpp.errors import RowError, UserError
 from raydpp.extract.isolation import Features, IsolatedExtractor
 from raydpp.extract.sample import Sample
 from raydpp.extract.units import REJECTS, Done, Unit, look, plan_units
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExampleFeatures, Extractor, ExtractorConfig, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize, tokenize_text
+from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_text
 from raydpp.tables import GRADIENTS, vector_array, write_table
 
 COUNTS = ("rows", "rejects", "tokens", "padded_tokens")
@@ -138,8 +138,10 @@ class FeatureActor:
         return _report(len(features), len(rejects), tokens, result.padded_tokens, seconds)
 
 
-def _load(config: ExtractorConfig, plan: ActorPlan) -> Extractor:
+def _load(config: ExtractorConfig, plan: ActorPlan) -> Features:
     import torch
+
+    from raydpp.gradients.representations import load_extractor
 
     if not plan.gpus:
         torch.set_num_threads(plan.threads)

@@ -23,30 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter
 from raydpp.gradients.projection import derived_generator
-
-FULL_WEIGHTS = "full-weights"
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The parameters whose gradients are taken.
-
-    Attributes:
-        kind: "fresh" for a new LoRA adapter, "full-weights" for the layers' own weights, else the folder (or hub name)
-            of an adapter saved by PEFT.
-        rank: r of a fresh adapter.
-        targets: "all-linear", or the module names (suffixes) that a fresh adapter goes on.
-        seed: Seeds the A matrices of a fresh adapter; each also depends on its module's name.
-        layers: "all", "last:N" for the last N transformer blocks, or a regular expression that module names are
-            searched for. The backward pass ends at the first of them.
-    """
-
-    kind: str = "fresh"
-    rank: int = 8
-    targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 0
-    layers: str = "all"
 
 
 @dataclass(frozen=True, eq=False)

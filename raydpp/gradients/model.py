@@ -14,15 +14,15 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import torch
-from torch import nn
-
 from raydpp.errors import UserError
+from raydpp.gradients.config import Dtype, resolve_dtype
 
-Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 def cache_folder() -> Path:
@@ -56,6 +56,7 @@ def local_model(name: str) -> str:
 
 def _convert_gguf(source: Path, target: Path) -> None:
     import gguf
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": source.name}
@@ -156,14 +157,6 @@ def revision(name: str) -> str:
     return str(getattr(load_config(name), "_commit_hash", None) or "unknown")
 
 
-def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """float32 on a CPU and bfloat16 on a GPU where "auto"; else as named."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    named: torch.dtype = getattr(torch, dtype)
-    return named
-
-
 def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
     """The language model in evaluation mode on the device. Raises UserError with words."""
     from transformers import AutoModelForCausalLM
@@ -179,10 +172,13 @@ def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.M
 
 
 def _load(kind: Any, name: str, device: torch.device, dtype: Dtype) -> nn.Module:
+    import torch
+
     try:
         with _quiet_transformers():
             # transformers takes SDPA (flash attention on a GPU) wherever the model has it
-            model: nn.Module = kind.from_pretrained(local_model(name), dtype=resolve_dtype(dtype, device))
+            wanted = getattr(torch, resolve_dtype(dtype, device.type))
+            model: nn.Module = kind.from_pretrained(local_model(name), dtype=wanted)
     except UserError:
         raise
     except Exception as error:

@@ -7,79 +7,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
-from raydpp.gradients.adapters import Adapter, adapt, site_shapes
+from raydpp.gradients.adapters import adapt, site_shapes
 from raydpp.gradients.batches import TokenBatches, pad, to_device
 from raydpp.gradients.capture import GradientCapture
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
-from raydpp.gradients.model import Dtype, load_encoder, load_model
+from raydpp.gradients.model import load_encoder, load_model
 from raydpp.gradients.projection import KroneckerProjection
 from raydpp.gradients.tokenization import TokenizedExample
-
-Representation = Literal["gradient", "hidden", "embedding"]
-
-
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """What the numbers depend on, beyond the text.
-
-    Attributes:
-        model: A transformers model name or folder, or a .gguf file; for embeddings, a text encoder.
-        representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
-            last hidden states over its response tokens, or a text encoder's mean-pooled output.
-        adapter: The parameters whose gradients are taken (gradients only).
-        dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
-        projection_seed: Seeds the projection.
-        dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
-        batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
-            where larger batches only add padding, and 16,384 on a GPU.
-        difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
-    """
-
-    model: str
-    representation: Representation = "gradient"
-    adapter: Adapter = field(default_factory=Adapter)
-    dimension: int = 1024
-    projection_seed: int = 0
-    dtype: Dtype = "auto"
-    batch_tokens: int | None = None
-    difficulty: bool = False
-
-    def budget(self, device: str) -> int:
-        """The most token positions of a batch on a type of device, such as cpu or cuda."""
-        return self.batch_tokens or (512 if device == "cpu" else 16_384)
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleFeatures:
-    """Features and scores of n examples, in the order they were given.
-
-    Attributes:
-        features: (n, D) float32 (float64 for a model in float64), unit norm; rows with a reason hold zeros and must not
-            be used.
-        norms: (n,) float32, the features' lengths before they were divided by them (of a projected gradient: its
-            square is an unbiased estimate of the squared length of the whole gradient).
-        losses: (n,) float32, mean negative log-likelihood over response tokens, in nats (perplexity is its
-            exponential); None where the model has no loss.
-        difficulties: (n,) float32, instruction-following difficulty: the loss over the loss without the prompt (Li et
-            al. 2023, arXiv 2308.12032); None where it was not asked for.
-        reasons: Why an example has no feature, or None, for each.
-        padded_tokens: Token positions that were computed, padding included.
-    """
-
-    features: np.ndarray
-    norms: np.ndarray
-    losses: np.ndarray | None
-    difficulties: np.ndarray | None
-    reasons: list[str | None]
-    padded_tokens: int
 
 
 class Extractor(ABC):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from raydpp.errors import RowError
+from raydpp.gradients.config import Masking
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -23,22 +24,6 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
 """What a base model without a chat template gets: "User: ...", blank line, "Assistant: ..." and the end token."""
-
-
-@dataclass(frozen=True)
-class Masking:
-    """What counts as a response token.
-
-    A template with ``{% generation %}`` marks decides about the end of turn itself.
-
-    Attributes:
-        max_length: The most tokens an example may have. A longer one loses the oldest tokens of its prompt first, and
-            the end of its response only where the response alone is longer.
-        end_of_turn: Whether the token that ends an assistant turn counts, as it does in fine-tuning.
-    """
-
-    max_length: int = 1024
-    end_of_turn: bool = True
 
 
 @dataclass(frozen=True, slots=True)

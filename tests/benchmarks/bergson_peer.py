@@ -18,7 +18,7 @@ from extraction_inputs import extractor, few_examples, in_turns, rate, tokens_of
 from printed import table
 from torch import nn
 
-from raydpp.gradients.adapters import FULL_WEIGHTS
+from raydpp.gradients.config import FULL_WEIGHTS
 from raydpp.gradients.model import load_model, load_tokenizer, local_model
 from raydpp.gradients.tokenization import TokenizedExample
 

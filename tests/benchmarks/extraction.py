@@ -40,9 +40,10 @@ from raydpp.extract.dry_run import padding as padding_within
 from raydpp.extract.stage import extract
 from raydpp.extract.units import unit_rows
 from raydpp.gradients.batches import pad, take_batch
+from raydpp.gradients.config import Masking
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.tables import GRADIENTS
 
 CPU = torch.device("cpu")

@@ -14,10 +14,10 @@ import numpy as np
 from raydpp import runs
 from raydpp.errors import RowError
 from raydpp.extract.sample import choose
-from raydpp.gradients.adapters import Adapter
-from raydpp.gradients.model import Dtype, load_tokenizer
-from raydpp.gradients.representations import Extractor, ExtractorConfig, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize
+from raydpp.gradients.config import Adapter, Dtype, ExtractorConfig, Masking
+from raydpp.gradients.model import load_tokenizer
+from raydpp.gradients.representations import Extractor, load_extractor
+from raydpp.gradients.tokenization import TokenizedExample, tokenize
 from raydpp.tables import read_columns
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract.isolation import IsolatedExtractor
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 
 

@@ -23,9 +23,9 @@ from raydpp.extract.isolation import Features
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Unit
 from raydpp.extract.workers import FeatureActor, Work, tokenize_unit
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExampleFeatures, ExtractorConfig
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.tables import GRADIENTS, gradient_schema, write_table
 from tests.faults import Deadly, faulty, refusing
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from raydpp.errors import UserError
-from raydpp.gradients.adapters import FULL_WEIGHTS, Adapter, adapt, choose_layers, site_shapes
+from raydpp.gradients.adapters import adapt, choose_layers, site_shapes
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter
 from raydpp.gradients.model import load_model
 
 CPU = torch.device("cpu")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydpp.gradients.adapters import FULL_WEIGHTS, Adapter, Site
+from raydpp.gradients.adapters import Site
 from raydpp.gradients.capture import GradientCapture
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter, ExtractorConfig
 from raydpp.gradients.projection import KroneckerProjection
-from raydpp.gradients.representations import ExtractorConfig, load_extractor
+from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
 from tests.gradients.dense_reference import RademacherProjection
 

@@ -2,11 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raydpp.gradients.adapters import Adapter
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking
 from raydpp.gradients.fingerprint import fingerprint
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExtractorConfig
-from raydpp.gradients.tokenization import Masking
 from raydpp.runs import first_difference
 
 

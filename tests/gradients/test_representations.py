@@ -11,15 +11,9 @@ import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Representation
 from raydpp.gradients.model import load_encoder, load_tokenizer
-from raydpp.gradients.representations import (
-    ExampleFeatures,
-    Extractor,
-    ExtractorConfig,
-    Representation,
-    load_extractor,
-    without_prompt,
-)
+from raydpp.gradients.representations import Extractor, load_extractor, without_prompt
 from raydpp.gradients.tokenization import TokenizedExample, tokenize_text
 
 NAN, INF = float("nan"), float("inf")

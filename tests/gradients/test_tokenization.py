@@ -5,15 +5,9 @@ from typing import Any
 import pytest
 
 from raydpp.errors import RowError
+from raydpp.gradients.config import Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.tokenization import (
-    DEFAULT_TEMPLATE,
-    Masking,
-    TokenizedExample,
-    template_of,
-    tokenize,
-    tokenize_text,
-)
+from raydpp.gradients.tokenization import DEFAULT_TEMPLATE, TokenizedExample, template_of, tokenize, tokenize_text
 
 SYSTEM = {"role": "system", "content": "the sky"}
 ASK = {"role": "user", "content": "what is a"}
