@@ -155,7 +155,7 @@ def padding(lengths: list[int], budget: int, unit: int) -> float:
 
 def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float:
     """Of the weights' products (2 a parameter and token forward, 2 more backward), without those of attention."""
-    model: nn.Module = extractor.model  # type: ignore[attr-defined]
+    model = extractor.model
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
@@ -165,13 +165,12 @@ def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float
     backward = 0.0
     if isinstance(extractor, GradientExtractor):
         order = {id(module): n for n, module in enumerate(model.modules())}
-        backward = 1 - min(order[id(site.module)] for site in extractor.sites) / len(order)
+        backward = 1 - min(order[id(layer.module)] for layer in extractor.target_layers) / len(order)
     return 2 * body * tokens * (1 + backward) + 2 * top * response_tokens * (2 if backward else 1)
 
 
 def _dtype(extractor: Extractor) -> str:
-    model: nn.Module = extractor.model  # type: ignore[attr-defined]
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    return str(next(extractor.model.parameters()).dtype).removeprefix("torch.")
 
 
 def _in_words(e: dict[str, Any]) -> str:

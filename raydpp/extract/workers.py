@@ -21,7 +21,7 @@ from raydpp.extract.sample import Sample
 from raydpp.extract.units import REJECTS, Done, Unit, look, plan_units
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_text
+from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
 from raydpp.tables import GRADIENTS, vector_array, write_table
 
 COUNTS = ("rows", "rejects", "tokens", "padded_tokens")
@@ -66,7 +66,7 @@ def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) ->
     tokenizer = _cached_tokenizer(extractor.model)
     try:
         if extractor.representation == "embedding":
-            return tokenize_text(messages, tokenizer, masking.max_length)
+            return tokenize_for_encoder(messages, tokenizer, masking.max_length)
         return tokenize(messages, tokenizer, masking)
     except RowError:
         raise

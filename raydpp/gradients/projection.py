@@ -21,32 +21,12 @@ import torch
 from torch import Tensor
 
 
-def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
-    """A random generator that depends on (seed, module name, side) alone.
-
-    Nothing has to be stored or broadcast: every actor, on any machine, derives the same numbers.
-    """
-    digest = hashlib.blake2b(f"{seed}\0{name}\0{side}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
-def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """A (rows, columns) float32 matrix of independent signs over sqrt(rows), so that E[M^T M] is the identity."""
-    signs = generator.integers(0, 2, size=(rows, columns), dtype=np.int8) * 2 - 1
-    return signs.astype(np.float32) / np.float32(math.sqrt(rows))
-
-
 class KroneckerProjection:
     """A two-sided map of every layer, then a sparse JL map of all layers' entries together.
 
-    Args:
-        shapes: For each layer its gradient's (outputs, inputs), in number of features.
-        dimension: D, the number of coordinates of the result.
-        seed: Same seed, same map; different seeds, independent maps.
-        device: Where the maps live.
-
-    The number of rows of each one-sided map is ``max(16, 2 D / layers)``; a side that has no more features than
-    that is kept whole (a LoRA side of rank 8 costs nothing and loses nothing).
+    ``shapes`` are the (outputs, inputs) of every layer's gradient, ``dimension`` is D. The same seed gives the same
+    map, another seed an independent one. The number of rows of each one-sided map is ``max(16, 2 D / layers)``; a side
+    that has no more features than that is kept whole (a LoRA side of rank 8 costs nothing and loses nothing).
     """
 
     def __init__(
@@ -74,8 +54,7 @@ class KroneckerProjection:
             # Distinct targets within each run of D entries: fewer collisions, and no atomic adds that race on a GPU.
             runs = [spread.permutation(dimension) for _ in range(math.ceil(entries / dimension))]
             self._target[name] = torch.from_numpy(np.concatenate(runs)[:entries]).to(device)
-            sign = spread.integers(0, 2, size=entries, dtype=np.int8) * 2 - 1
-            self._sign[name] = torch.from_numpy(sign.astype(np.float32)).to(device)
+            self._sign[name] = torch.from_numpy(_signs(entries, spread)).to(device)
 
     def _one_side(self, seed: int, name: str, side: str, features: int, device: torch.device | str) -> Tensor | None:
         if features <= self.rows:
@@ -83,20 +62,35 @@ class KroneckerProjection:
         return torch.from_numpy(rademacher(self.rows, features, derived_generator(seed, name, side))).to(device)
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """What must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
+        """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
         right = self._right[name]
         return inputs if right is None else inputs @ right.to(inputs.dtype).T
 
     def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
-        """Add one layer's projected gradients to ``total``, in place.
+        """Add one layer's projected gradients to ``total`` (n, D) in place.
 
-        Args:
-            total: (n, D), one row an example, in the precision of the sum.
-            name: The layer.
-            reduced: What ``reduce_inputs`` made of the layer's inputs.
-            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
+        They come of what ``reduce_inputs`` kept (n, s, rows) and the loss's gradient at the outputs (n, s, outputs).
         """
         left = self._left[name]
         g = output_gradients if left is None else output_gradients @ left.to(output_gradients.dtype).T  # (n, s, rows)
+        # L G R^T, the sum over positions of (L g_s)(R a_s)^T: G itself, (n, outputs, inputs), is never formed.
         small = g.to(total.dtype).transpose(1, 2) @ reduced.to(total.dtype)  # (n, rows or outputs, rows or inputs)
         total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(total.dtype))
+
+
+def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
+    """A random generator that depends on (seed, module name, side) alone.
+
+    Nothing has to be stored or broadcast: every actor, on any machine, derives the same numbers.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{name}\0{side}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
+    """A (rows, columns) float32 matrix of independent signs over sqrt(rows), so that E[M^T M] is the identity."""
+    return _signs((rows, columns), generator) / np.float32(math.sqrt(rows))
+
+
+def _signs(shape: int | tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    return (generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1).astype(np.float32)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
-from raydpp.gradients.adapters import adapt, site_shapes
-from raydpp.gradients.batches import TokenBatches, pad, to_device
+from raydpp.gradients.adapters import attach_adapter
+from raydpp.gradients.batches import TokenBatches, at_least_float32, pad, to_device
 from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
@@ -23,14 +23,20 @@ from raydpp.gradients.projection import KroneckerProjection
 from raydpp.gradients.tokenization import TokenizedExample
 
 
+def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor that a configuration means, with its model loaded. UserError where the model cannot be used."""
+    kinds: dict[str, type[Extractor]] = {
+        "gradient": GradientExtractor,
+        "hidden": HiddenExtractor,
+        "embedding": EmbeddingExtractor,
+    }
+    return kinds[config.representation](config, device)
+
+
 class Extractor(ABC):
-    """A loaded model that turns tokenised examples into features; neither their order nor number changes any.
+    """A loaded model that turns tokenised examples into features; neither their order nor number changes any."""
 
-    Args:
-        config: See ExtractorConfig.
-        device: Where the model lives.
-    """
-
+    model: nn.Module
     dimension: int
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
@@ -40,7 +46,7 @@ class Extractor(ABC):
 
     @abstractmethod
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
-        """``feature`` (n, D) of any norm, and ``loss`` and ``difficulty`` (n,) where there are such."""
+        """``feature`` (n, D) of any norm, and ``loss`` and ``difficulty`` (n,) where the model has them."""
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
         """The features of n examples."""
@@ -66,34 +72,22 @@ class Extractor(ABC):
         return None
 
 
-_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
-
-
-def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor that a configuration means, with its model loaded. Raises UserError with words."""
-    kinds: dict[str, type[Extractor]] = {
-        "gradient": GradientExtractor,
-        "hidden": HiddenExtractor,
-        "embedding": EmbeddingExtractor,
-    }
-    return kinds[config.representation](config, device)
-
-
 class GradientExtractor(Extractor):
     """The gradient of the response loss with respect to the adapter, projected to D coordinates."""
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
-        self.model, self.sites = adapt(load_model(config.model, self.device, config.dtype), config.adapter)
+        model = load_model(config.model, self.device, config.dtype)
+        self.model, self.target_layers = attach_adapter(model, config.adapter)
         self.dimension = config.dimension
-        shapes = site_shapes(self.sites)
-        self.projection = KroneckerProjection(shapes, config.dimension, config.projection_seed, self.device)
-        require_causal(self.model, config.model)
-        self.loss = ResponseLoss(self.model, [site.module for site in self.sites])
-        double = next(self.model.parameters()).dtype == torch.float64
-        self._capture = GradientCapture(self.sites, self.projection, torch.float64 if double else torch.float32)
-        self.one_batch([probe()])
-        if missed := [site.name for site in self.sites if site.name not in self._capture.reached]:
+        shapes = {layer.name: layer.shape for layer in self.target_layers}
+        projection = KroneckerProjection(shapes, config.dimension, config.projection_seed, self.device)
+        _require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])
+        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        self._capture = GradientCapture(self.target_layers, projection, precision)
+        self.one_batch([_probe()])
+        if missed := [layer.name for layer in self.target_layers if layer.name not in self._capture.reached]:
             raise UserError(
                 f"{config.model!r} computes {missed[0]} without calling it as a layer, so that its gradient cannot be"
                 " captured: leave it out with --layers or --lora-targets"
@@ -103,7 +97,9 @@ class GradientExtractor(Extractor):
         ids, response = pad(examples, self.device)
         with self._capture(len(ids)):
             loss, _ = self.loss(ids, response)  # (n,)
-            loss.sum().backward()  # a sum: no example's gradient depends on its neighbours
+            # The SUM of the examples' losses: its gradient at an example's positions is that of the example's own
+            # loss. A mean would divide it by the number of neighbours.
+            loss.sum().backward()
             found = {"feature": self._capture.projected(), "loss": loss.detach()}
         return _with_difficulty(found, self, examples)
 
@@ -114,11 +110,9 @@ class HiddenExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_model(config.model, self.device, config.dtype)
-        require_causal(self.model, config.model)
+        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model)
-        self.dimension = int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-        if self.loss.chunked:
-            self.dimension = int(self.model.get_output_embeddings().in_features)  # type: ignore[operator]
 
     @torch.no_grad()
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
@@ -147,27 +141,12 @@ class EmbeddingExtractor(Extractor):
         return {"feature": _mean_over(hidden, own)}
 
 
-def probe() -> TokenizedExample:
-    """Eight tokens that every vocabulary has, to try a model on."""
-    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
-
-
-def require_causal(model: nn.Module, name: str) -> None:
-    """UserError where a token's logits depend on later tokens: padding would change every feature."""
-    ids = torch.from_numpy(probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
-    with torch.no_grad():
-        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
-    if (short - whole).abs().max() > 0.05 * whole.abs().max():
-        raise UserError(
-            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
-            " text encoder"
-        )
-
-
 def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
     """(n, s, H) states and (n, s) bool -> (n, H) means over the chosen positions, at least in float32."""
-    states = hidden if hidden.dtype == torch.float64 else hidden.float()
-    return (states * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+    return (at_least_float32(hidden) * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+
+
+_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
 
 
 def _with_difficulty(
@@ -185,3 +164,20 @@ def without_prompt(example: TokenizedExample) -> TokenizedExample:
     kept = example.response.copy()
     kept[:-1] |= example.response[1:]
     return TokenizedExample(example.ids[kept], example.response[kept], example.truncated)
+
+
+def _probe() -> TokenizedExample:
+    """Eight tokens that every vocabulary has, to try a model on."""
+    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
+
+
+def _require_causal(model: nn.Module, name: str) -> None:
+    """UserError where a token's logits depend on later tokens: padding would change every feature."""
+    ids = torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+    with torch.no_grad():
+        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
+    if (short - whole).abs().max() > 0.05 * whole.abs().max():
+        raise UserError(
+            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
+            " text encoder"
+        )

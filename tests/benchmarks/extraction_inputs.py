@@ -59,17 +59,17 @@ def extractor(options: argparse.Namespace, dtype: Dtype, adapter: str = "fresh")
 
 
 def rate(tokens: int, run: Callable[..., Any], *arguments: Any) -> float:
-    """Tokens a second of a call that works on so many."""
+    """Tokens a second of a call that works on that many tokens."""
     began = time.perf_counter()
     run(*arguments)
     return tokens / (time.perf_counter() - began)
 
 
-def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
-    """By name the (rounds,) tokens a second of every contender; in each round each has its turn."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """By name the (rounds,) tokens a second of every call; in each round each has its turn."""
+    found: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(rounds):
-        for name, contender in contenders.items():
-            found[name].append(contender())
+        for name, run in timed.items():
+            found[name].append(run())
             print(f"round {turn + 1}, {name}: {found[name][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
     return {name: np.array(rates) for name, rates in found.items()}

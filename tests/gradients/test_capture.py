@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydpp.gradients.adapters import Site
+from raydpp.gradients.adapters import TargetLayer
 from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.config import FULL_WEIGHTS, Adapter, ExtractorConfig
 from raydpp.gradients.projection import KroneckerProjection
@@ -76,8 +76,8 @@ def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
 
     adapter = Adapter(rank=4, seed=1)
     folder = model_folder(architecture)
-    sites = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64")).sites  # type: ignore[attr-defined]
-    maps = {site.name.removesuffix(".lora_B"): site.input_map for site in sites}
+    extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64"))
+    maps = {layer.name.removesuffix(".lora_B"): layer.lora_a for layer in extractor.target_layers}
     reference = get_peft_model(load(folder), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
     a, b = {}, {}
     for name, module in reference.named_modules():
@@ -167,7 +167,7 @@ def test_the_backward_pass_ends_at_the_first_captured_block(
     folder = model_folder("llama")
     adapter = Adapter(saved_adapter(folder) if kind == "trained" else kind, layers="last:1")
     extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dimension=8))
-    assert {site.name.split(".")[2] for site in extractor.sites} == {"1"}
+    assert {layer.name.split(".")[2] for layer in extractor.target_layers} == {"1"}
     differentiated: dict[str, bool] = {}
     for name, module in extractor.model.named_modules():
         if name.endswith(("layers.0", "layers.1")):
@@ -186,9 +186,9 @@ def layers() -> dict[str, nn.Linear]:
 
 @pytest.fixture
 def capture(layers: dict[str, nn.Linear]) -> GradientCapture:
-    sites = [Site(name, layer, layer.out_features, layer.in_features) for name, layer in layers.items()]
+    targets = [TargetLayer(name, layer, (layer.out_features, layer.in_features)) for name, layer in layers.items()]
     projection = KroneckerProjection({"first": (6, 5), "second": (4, 6)}, 50)
-    return GradientCapture(sites, projection, torch.float64)
+    return GradientCapture(targets, projection, torch.float64)
 
 
 def test_hooks_and_gradients_are_gone_with_the_context(layers: dict[str, nn.Linear], capture: GradientCapture) -> None:

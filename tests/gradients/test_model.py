@@ -41,13 +41,13 @@ def test_an_encoder_has_no_head(model_folder: Callable[[str], str]) -> None:
     "load", [load_config, load_tokenizer, lambda name: load_model(name, CPU), lambda name: load_encoder(name, CPU)]
 )
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder"])
-def test_a_model_that_does_not_load_is_said_in_words(load: Callable[[str], Any], name: str) -> None:
+def test_a_model_that_does_not_load_is_a_users_mistake(load: Callable[[str], Any], name: str) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         load(name)
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer, lambda name: load_model(name, CPU), local_model])
-def test_a_missing_gguf_file_is_said_in_words(load: Callable[[str], Any]) -> None:
+def test_a_missing_gguf_file_is_a_users_mistake(load: Callable[[str], Any]) -> None:
     with pytest.raises(UserError, match="there is no GGUF file"):
         load("/no/such/file.gguf")
 

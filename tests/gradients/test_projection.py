@@ -43,6 +43,16 @@ def full(data: Data) -> torch.Tensor:
     return torch.cat([(g.transpose(1, 2) @ a).flatten(1) for a, g in data.values()], dim=1)
 
 
+def project_densely(gradient: torch.Tensor, dimension: int, seed: int = 0, name: str = "layer") -> torch.Tensor:
+    """The (D,) projection of one (outputs, inputs) gradient."""
+    outputs, inputs = gradient.shape
+    projection = RademacherProjection({name: (outputs, inputs)}, dimension, seed)
+    total = torch.zeros(1, dimension, dtype=torch.float64)
+    eye = torch.eye(inputs, dtype=torch.float64)[None]
+    projection.add_layer(total, name, projection.reduce_inputs(name, eye), gradient.T[None].double())
+    return total[0]
+
+
 @kinds
 def test_inner_products_are_preserved_in_expectation_and_the_error_falls_as_one_over_d(kind: Kind) -> None:
     data = draw(kind, 0)
@@ -153,16 +163,6 @@ def test_a_projections_numbers_are_those_of_every_machine() -> None:
     data = {"layer": (torch.arange(40.0).reshape(1, 1, 40), torch.ones(1, 1, 30))}
     numbers = project(KroneckerProjection, data, 4, 0)[0].tolist()
     assert numbers == pytest.approx([-638, -383, -185, -214.5], rel=1e-6)
-
-
-def project_densely(gradient: torch.Tensor, dimension: int, seed: int = 0, name: str = "layer") -> torch.Tensor:
-    """The (D,) projection of one (outputs, inputs) gradient."""
-    outputs, inputs = gradient.shape
-    projection = RademacherProjection({name: (outputs, inputs)}, dimension, seed)
-    total = torch.zeros(1, dimension, dtype=torch.float64)
-    eye = torch.eye(inputs, dtype=torch.float64)[None]
-    projection.add_layer(total, name, projection.reduce_inputs(name, eye), gradient.T[None].double())
-    return total[0]
 
 
 def test_every_entry_meets_signs_of_its_own() -> None:
