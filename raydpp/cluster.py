@@ -7,11 +7,12 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raydpp.errors import UserError
+from raydpp.storage import is_relative
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,15 @@ def memory_for(need: int, what: str) -> int:
     return need
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     """Connect to a Ray cluster, or start a local one; once a process.
 
     Args:
         address: The cluster; None is RAY_ADDRESS where that is set (as in a submitted job), else this machine.
+        paths: What the user named, as it was given.
+
+    Raises:
+        UserError: No cluster answers, or a path is relative and the cluster has several nodes.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -136,9 +141,20 @@ def connect(address: str | None = None) -> None:
         try:
             if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", target):  # Ray itself would try for many minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(
+                address=target or "local",
+                include_dashboard=None if target else False,  # nine processes and a port that nobody asked for
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
         except OSError as error:
             raise UserError(f"no Ray cluster answers at {target}: {error}") from error
+    relative = [path for path in paths if is_relative(path)]
+    if relative and sum(node["Alive"] for node in ray.nodes()) > 1:
+        raise UserError(
+            f"{relative[0]} is a relative path, and the cluster has several nodes: give a URL such as s3://bucket/...,"
+            " or the absolute path of storage that all nodes share"
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the stages show their own, one bar each
     context.print_on_execution_start = False

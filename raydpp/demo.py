@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.diversity.distance import LogDetDistance, log_det_distance
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
@@ -24,6 +23,7 @@ from raydpp.report.figures import curve_figure, gains_figure, mix_figure
 from raydpp.report.html import Section, Table, render
 from raydpp.report.style import Plot
 from raydpp.select.stage import select
+from raydpp.storage import Folder, absolute
 from raydpp.tables import GRADIENTS, parquet_parts, read_columns, vectors
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def demo(out: str = "runs/demo", *, limit: int = 160, fraction: float = 0.1) -> 
     """
     if limit < 20:
         raise UserError(f"--limit {limit}: the demo needs at least 20 conversations to compare subsets of")
-    folder = out.rstrip("/")
+    folder = absolute(out)
     config = {"out": folder, "limit": limit, "fraction": fraction}
     run = runs.begin("demo", config, [], keep=True)
     if run.done:
@@ -63,11 +63,11 @@ def demo(out: str = "runs/demo", *, limit: int = 160, fraction: float = 0.1) -> 
     steps.append(measure([f"{folder}/table", f"{folder}/subset"], f"{folder}/diversity", size=size))
     log.info(steps[-1].summary)
 
-    everything = read_columns(parquet_parts(f"{folder}/table/{GRADIENTS}"), _COLUMNS).sort_by("id")
-    subset = read_columns(parquet_parts(f"{folder}/subset/{GRADIENTS}"), _COLUMNS)
+    everything = read_columns(parquet_parts(Folder.at(f"{folder}/table/{GRADIENTS}")), _COLUMNS).sort_by("id")
+    subset = read_columns(parquet_parts(Folder.at(f"{folder}/subset/{GRADIENTS}")), _COLUMNS)
     results = compare(everything, subset)
-    storage.write_json(f"{folder}/comparison.json", {name: _numbers(found) for name, found in results.items()})
-    storage.write_text(f"{folder}/report.html", _report(everything, subset, results, folder))
+    run.out.write_json("comparison.json", {name: _numbers(found) for name, found in results.items()})
+    run.out.write_text("report.html", _report(everything, subset, results, folder))
     summary = (
         f"demo: {size} of {len(everything)} conversations selected -> {folder}/report.html,"
         f" {folder}/subset/examples.jsonl"
@@ -124,7 +124,7 @@ def write_corpus(folder: Path) -> str:
             {"messages": [{"role": ("user", "assistant")[n % 2], "content": str(t)} for n, t in enumerate(turns)]}
             for turns in conversations
         ]
-        storage.write_json_lines(str(folder / f"{topic.stem}.jsonl"), lines)
+        Folder.at(str(folder)).write_json_lines(f"{topic.stem}.jsonl", lines)
     return str(folder)
 
 
@@ -149,7 +149,7 @@ def _numbers(found: LogDetDistance) -> dict[str, Any]:
 def _report(everything: pa.Table, subset: pa.Table, results: dict[str, LogDetDistance], folder: str) -> str:
     rows = [(name, found.size, found.mean, found.std) for name, found in results.items()]
     curves = {name: (found.sizes, found.means, found.stds) for name, found in results.items()}
-    selection = read_columns(parquet_parts(f"{folder}/subset/selection"), ["log_gain", "id"])
+    selection = read_columns(parquet_parts(Folder.at(f"{folder}/subset/selection")), ["log_gain", "id"])
     figures: Sequence[Plot] = [curve_figure(curves, title="Log-det distance against the number of examples")]
     return render(
         "raydpp demo",
@@ -184,6 +184,6 @@ def _mix(table: pa.Table) -> dict[str, float]:
 
 
 def _first(folder: str) -> list[tuple[str, str]]:
-    text = storage.read_text(os.path.join(folder, "subset", "examples.jsonl")) or ""
+    text = Folder.at(f"{folder}/subset").read_text("examples.jsonl") or ""
     examples = [json.loads(line) for line in text.split("\n")[:10] if line]
     return [(e["source"], " / ".join(m["content"] for m in e["messages"])[:160]) for e in examples]

@@ -17,9 +17,8 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-from raydpp import storage
 from raydpp.errors import UserError
-from raydpp.storage import resolve
+from raydpp.storage import Folder, last_name
 
 SUCCESS = "_SUCCESS"
 RECORD = "run.json"
@@ -51,14 +50,11 @@ class Outcome:
 class Run:
     """A stage at work on its output folder: ``begin`` it, write below ``out``, ``finish`` it."""
 
-    out: str
+    out: Folder
     record: dict[str, Any]
     done: Outcome | None = None
     old: dict[str, Any] | None = None
     _started: float = field(default_factory=time.perf_counter)
-
-    def path(self, *names: str) -> str:
-        return storage.join(self.out, *names)
 
     def finish(self, summary: str, **facts: Any) -> Outcome:
         """Write the record with these facts, then the success marker."""
@@ -69,9 +65,9 @@ class Run:
             "summary": summary,
             **facts,
         }
-        storage.write_json(self.path(RECORD), self.record)
-        storage.write_text(self.path(SUCCESS), "")
-        return Outcome(self.out, self.record, summary)
+        self.out.write_json(RECORD, self.record)
+        self.out.write_text(SUCCESS, "")
+        return Outcome(self.out.url, self.record, summary)
 
     def claim(self, fingerprint: Mapping[str, Any]) -> int:
         """Take over a folder that ``resume`` began, once it is known what this run's numbers depend on.
@@ -94,17 +90,15 @@ class Run:
             )
         attempt = int((self.old or {}).get("attempt", 0)) + 1
         self.record["attempt"] = attempt
-        storage.write_json(self.path(RECORD), self.record)
-        if SUCCESS in (storage.names_in(self.out) or ()):  # finished once, but its input has grown
-            system, path = resolve(self.path(SUCCESS))
-            system.delete_file(path)
+        self.out.write_json(RECORD, self.record)
+        self.out.delete(SUCCESS)  # finished once, but its input has grown
         return attempt
 
     def interrupt(self, summary: str, **facts: Any) -> Outcome:
         """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
         self.record |= {"status": INTERRUPTED, "summary": summary, **facts}
-        storage.write_json(self.path(RECORD), self.record)
-        return Outcome(self.out, self.record, summary)
+        self.out.write_json(RECORD, self.record)
+        return Outcome(self.out.url, self.record, summary)
 
 
 def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bool = False) -> Run:
@@ -123,10 +117,10 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
     Raises:
         UserError: The folder exists and is not this run's; the message names what differs.
     """
-    out = str(config["out"])
-    record = _new_record(stage, config, inputs)
-    names = storage.names_in(out)
-    if names is None and storage.read_text(out) is not None:
+    out = Folder.at(str(config["out"]))
+    record = _new_record(stage, {**config, "out": out.url}, inputs)
+    names = out.names()
+    if names is None and Folder.holding(out.url)[0].has(last_name(out.url)):
         raise UserError(f"--out {out} is a file: name a folder")
     if names:
         old = _read_record(out)
@@ -138,9 +132,8 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
         if SUCCESS in names:
             return Run(out, old, _repeated(out, old))
         if not keep:
-            system, path = resolve(out)
-            system.delete_dir_contents(path)
-    storage.write_json(storage.join(out, RECORD), record)
+            out.clear()
+    out.write_json(RECORD, record)
     return Run(out, record)
 
 
@@ -154,24 +147,25 @@ def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: S
         stage, config, inputs: As for ``begin``.
         free: Options that say where the inputs are, and so may differ.
     """
-    out = str(config["out"])
-    old = _read_record(out) if storage.names_in(out) else None
-    if old is None or storage.names_in(out) == [RECORD]:
+    out = Folder.at(str(config["out"]))
+    names = out.names() or []
+    old = _read_record(out) if names else None
+    if old is None or names == [RECORD]:
         run = begin(stage, config, inputs)
         run.old = {"attempt": (old or {}).get("attempt", 0)}
         return run
-    record = _new_record(stage, config, inputs)
+    record = _new_record(stage, {**config, "out": out.url}, inputs)
     here = {name: record["config"][name] for name in free}
     alike = {**old, "inputs": record["inputs"], "config": {**old["config"], **here}}
     if difference := _difference(alike, record):
         raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
-    if old["inputs"] == record["inputs"] and SUCCESS in (storage.names_in(out) or ()):
+    if old["inputs"] == record["inputs"] and SUCCESS in names:
         return Run(out, old, _repeated(out, old))
     return Run(out, record, old=old)
 
 
-def _repeated(out: str, record: dict[str, Any]) -> Outcome:
-    return Outcome(out, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
+def _repeated(out: Folder, record: dict[str, Any]) -> Outcome:
+    return Outcome(out.url, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
 
 
 def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
@@ -187,13 +181,13 @@ def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) ->
     return found
 
 
-def require(stages: Sequence[str], folder: str, interrupted: bool = False) -> dict[str, Any]:
+def require(stages: Sequence[str], folder: Folder, interrupted: bool = False) -> dict[str, Any]:
     """The record of a finished run of one of these stages; UserError in words where the folder is not one.
 
     With ``interrupted`` also of one that Ctrl-C ended with a usable part of its output.
     """
     wanted = f"give the output folder of raydpp {' or '.join(stages)}"
-    names = storage.names_in(folder)
+    names = folder.names()
     if names is None:
         raise UserError(f"there is no folder {folder}: {wanted}")
     record = _read_record(folder)
@@ -228,8 +222,8 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     return None if old["inputs"] == new["inputs"] else "its input files have changed since"
 
 
-def _read_record(folder: str) -> dict[str, Any] | None:
-    text = storage.read_text(storage.join(folder, RECORD))
+def _read_record(folder: Folder) -> dict[str, Any] | None:
+    text = folder.read_text(RECORD)
     if text is None:
         return None
     try:

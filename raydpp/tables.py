@@ -15,13 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.errors import UserError
-from raydpp.runs import first_difference
-from raydpp.storage import child_url, resolve, split_options, write_whole
+from raydpp.storage import Folder, last_name
 
 _ROW_GROUP = 4096
 
@@ -68,12 +66,12 @@ SELECTION_SCHEMA = pa.schema(
 )
 
 
-def write_table(url: str, table: pa.Table) -> None:
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     """One Parquet file. Vector columns get no dictionary: it costs time and saves nothing."""
     # Small row groups, so that some rows of a large file can be read without the rest.
     plain = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    write_whole(
-        url,
+    folder.write(
+        name,
         lambda stream: pq.write_table(
             table, stream, compression="zstd", use_dictionary=plain or False, row_group_size=_ROW_GROUP
         ),
@@ -82,35 +80,53 @@ def write_table(url: str, table: pa.Table) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """One Parquet file of a table: its URL and how many rows it has."""
+    """One Parquet file of a table, and how many rows it has."""
 
-    url: str
-    rows: int
+    folder: Folder
+    name: str
+    rows: int = 0
+
+    def __str__(self) -> str:
+        return self.folder.url_of(self.name)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return list(self.schema.names)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pq.read_schema(self.name, filesystem=self.folder.system)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """Some of its columns. Raises UserError naming the columns it has where one is missing."""
+        if missing := [column for column in columns if column not in self.columns]:
+            raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(self.columns)}")
+        return pq.read_table(self.name, columns=list(columns), filesystem=self.folder.system, partitioning=None)
 
 
-def parquet_parts(url: str) -> list[Part]:
-    """The Parquet files at a URL (a file, or a folder's files), in name order, with their numbers of rows."""
-    system, path = resolve(url)
-    info = system.get_file_info(path)
-    if info.type == pafs.FileType.NotFound:
-        raise UserError(f"there is no table at {url}")
-    if info.type == pafs.FileType.File:
-        paths = [path]
-    else:
-        found = system.get_file_info(pafs.FileSelector(path, recursive=True))
-        paths = sorted(f.path for f in found if f.path.endswith(".parquet"))
-    if not paths:
-        raise UserError(f"there is no Parquet file in {url}")
-
-    def rows(file: str) -> int:
-        try:
-            return int(pq.read_metadata(file, filesystem=system).num_rows)
-        except pa.ArrowException as error:
-            raise UserError(f"{file} is not a readable Parquet file: {error}") from error
-
+def parquet_parts(folder: Folder) -> list[Part]:
+    """The Parquet files below a folder, in name order, with their numbers of rows."""
+    if folder.names() is None:
+        raise UserError(f"there is no table at {folder}")
+    if not (names := folder.files(".parquet")):
+        raise UserError(f"there is no Parquet file in {folder}")
     with ThreadPoolExecutor(16) as pool:  # footers only: waiting, not computing
-        urls = [url] if info.type == pafs.FileType.File else [child_url(url, path, file) for file in paths]
-        return [Part(u, n) for u, n in zip(urls, pool.map(rows, paths), strict=True)]
+        return list(pool.map(lambda name: counted(Part(folder, name)), names))
+
+
+def parquet_at(url: str) -> list[Part]:
+    """The Parquet files that a URL means: itself, or those below it where it is a folder."""
+    folder, name = Folder.holding(url)
+    return [counted(Part(folder, name))] if folder.has(name) else parquet_parts(Folder.at(url))
+
+
+def counted(part: Part) -> Part:
+    """The same file with its number of rows, read from its footer."""
+    try:
+        return replace(part, rows=pq.read_metadata(part.name, filesystem=part.folder.system).num_rows)
+    except pa.ArrowException as error:
+        raise UserError(f"{part} is not a readable Parquet file: {error}") from error
 
 
 def partition_files(parts: Sequence[Part], count: int) -> list[list[Part]]:
@@ -131,20 +147,7 @@ def partition_count(rows: int, rows_per_partition: int) -> int:
 
 def read_columns(parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
     """Some columns of some files, in order. Raises UserError naming the columns a file has where one is missing."""
-    tables = []
-    for part in parts:
-        system, path = resolve(part.url)
-        names = pq.read_schema(path, filesystem=system).names
-        if missing := [column for column in columns if column not in names]:
-            raise UserError(f"{part.url} has no column {missing[0]!r}; it has {', '.join(names)}")
-        tables.append(pq.read_table(path, columns=list(columns), filesystem=system, partitioning=None))
-    return pa.concat_tables(tables)
-
-
-def read_whole(parts: Sequence[Part]) -> pa.Table:
-    """All columns of files that have the same ones, in order."""
-    system, path = resolve(parts[0].url)
-    return read_columns(parts, pq.read_schema(path, filesystem=system).names)
+    return pa.concat_tables([part.read(columns) for part in parts])
 
 
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
@@ -201,11 +204,11 @@ class GradientTable:
 
     def has(self, column: str) -> bool:
         """Whether its files, or what they are joined with, have a column."""
-        return column in self.scored or column in _columns(self.parts[0].url)
+        return column in self.scored or column in self.parts[0].columns
 
     def read(self, parts: Sequence[Part], more: Sequence[str] = ()) -> pa.Table:
         """The rows of some of its files, in the order of their ids: a gradient table's columns and ``more``."""
-        columns = [name for name in _columns(parts[0].url) if name in _KEPT or name == self.column]
+        columns = [name for name in parts[0].columns if name in _KEPT or name == self.column]
         table = self.read_columns(parts, [*columns, *(name for name in more if name not in columns)])
         if self.source is not None:
             table = table.filter(pc.equal(table["source"], self.source))
@@ -240,18 +243,17 @@ def open_table(url: str, column: str) -> GradientTable:
         url: The output folder of raydpp extract, select or cut, or a Parquet file with the columns id and ``column``.
         column: The column with the features, a fixed-size list of numbers with unit norm.
     """
-    name = split_options(url)[0].rstrip("/").rsplit("/", 1)[-1]
     if url.endswith(".parquet"):
-        parts = parquet_parts(url)
+        parts = parquet_at(url)
         fingerprint, corpus = None, None
-        identity: Any = [[part.url, part.rows] for part in parts]
+        identity: Any = [[str(part), part.rows] for part in parts]
     else:
-        record = runs.require(("extract", "select", "cut"), url)
-        parts = parquet_parts(storage.join(url, GRADIENTS))
+        folder = Folder.at(url)
+        record = runs.require(("extract", "select", "cut"), folder)
+        parts = parquet_parts(folder.below(GRADIENTS))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
         column = record.get("feature_column", column)
-    system, path = resolve(parts[0].url)
-    schema = pq.read_schema(path, filesystem=system)
+    schema = parts[0].schema
     for needed in ("id", column):
         if needed not in schema.names:
             raise UserError(
@@ -261,7 +263,7 @@ def open_table(url: str, column: str) -> GradientTable:
     kind = schema.field(column).type
     if not pa.types.is_fixed_size_list(kind):
         raise UserError(f"the column {column!r} of {url} is {kind}, not a fixed-size list of numbers")
-    return GradientTable(name, tuple(parts), column, kind.list_size, fingerprint, corpus, identity)
+    return GradientTable(last_name(url), tuple(parts), column, kind.list_size, fingerprint, corpus, identity)
 
 
 def by_source(table: GradientTable) -> list[GradientTable]:
@@ -269,7 +271,7 @@ def by_source(table: GradientTable) -> list[GradientTable]:
     found: dict[str, list[Part]] = {}
     for part in table.parts:  # one short column, a file at a time
         for entry in read_columns([part], ["source"])["source"].value_counts().to_pylist():
-            found.setdefault(entry["values"], []).append(Part(part.url, entry["counts"]))
+            found.setdefault(entry["values"], []).append(replace(part, rows=entry["counts"]))
     return [replace(table, name=name, source=name, parts=tuple(found[name])) for name in sorted(found)]
 
 
@@ -284,14 +286,9 @@ def same_fingerprint(tables: Sequence[GradientTable]) -> None:
             )
         if first.fingerprint is None or other.fingerprint is None:
             continue
-        if difference := first_difference(first.fingerprint, other.fingerprint):
+        if difference := runs.first_difference(first.fingerprint, other.fingerprint):
             field, one, two = difference
             raise UserError(
                 f"{first.name} and {other.name} cannot be compared: their {field} differs ({one} and {two})."
                 " Extract both with the same options"
             )
-
-
-def _columns(url: str) -> list[str]:
-    system, path = resolve(url)
-    return list(pq.read_schema(path, filesystem=system).names)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from raydpp.cluster import cluster_plan, explain, memory_for, plan_actors, threads_of_a_node
+from raydpp.cluster import cluster_plan, connect, explain, memory_for, plan_actors, threads_of_a_node
 from raydpp.errors import UserError
 
 
@@ -73,6 +73,20 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
         code = f"from raydpp.cluster import connect; connect({address!r})"
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=50)
     assert f"UserError: no Ray cluster answers at {address}" in found.stderr
+
+
+def test_a_relative_path_is_refused_where_there_are_several_nodes(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    paths = ["s3://bucket/table", "/data", "runs/out"]
+    connect(None, paths)  # one node reads it as we do
+    nodes = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: nodes * 2)
+    connect(None, paths[:2])
+    with pytest.raises(UserError, match=r"runs/out is a relative path, and the cluster has several nodes"):
+        connect(None, paths)
 
 
 def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: None) -> None:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpp.dpp.greedy import greedy_map
+from raydpp.storage import Folder
 from raydpp.tables import vector_array, write_table
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +91,9 @@ def test_select_by_ray_job_submit(head: str, tmp_path: Path) -> None:
     vectors = vectors.astype(np.float32)
     ids = [f"{n:03d}" for n in range(60)]
     table = str(tmp_path / "table.parquet")
-    write_table(table, pa.table({"id": ids, "gradient": vector_array(vectors, pa.float32())}))
+    write_table(
+        Folder.at(tmp_path), "table.parquet", pa.table({"id": ids, "gradient": vector_array(vectors, pa.float32())})
+    )
     out = tmp_path / "out"
     submit = f"ray job submit --address {head} --working-dir . -- python jobs/select_subset.py --size 0.2"
     done = subprocess.run(

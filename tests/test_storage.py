@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import pickle
 from pathlib import Path
 
 import fsspec
@@ -8,7 +10,7 @@ import pytest
 from fsspec.registry import known_implementations
 
 from raydpp.errors import UserError
-from raydpp.storage import child_url, resolve, split_options
+from raydpp.storage import Folder, absolute, is_relative, last_name, resolve, split_glob
 
 
 def test_a_local_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +50,15 @@ def test_a_missing_handler_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_options_are_not_a_globs_question_mark() -> None:
-    assert split_options("s3://b/a?.json?region=x&scheme=http") == ("s3://b/a?.json", "?region=x&scheme=http")
-    assert split_options("/data/what?x=1.json") == ("/data/what?x=1.json", "")
-    assert split_options("memory://b/a?x=1") == ("memory://b/a?x=1", "")
+    assert split_glob("s3://b/in/a?.json?region=x&scheme=http") == ("s3://b/in/?region=x&scheme=http", "a?.json")
+    assert split_glob("/data/in/what?x=1.json") == ("/data/in/", "what?x=1.json")
+    assert split_glob("*.json") == (".", "*.json")
+    assert split_glob("s3://b/a.json?region=x") is None
+    assert last_name("s3://bucket/runs/table/?region=x") == "table"
 
 
 @pytest.mark.parametrize(
-    ("folder_url", "below"),
+    ("url", "below"),
     [
         ("s3://bucket/folder/?region=eu-west-1", "deep/100% sure #1?.json"),
         ("s3://bucket?region=eu-west-1", "a.json"),
@@ -63,7 +67,83 @@ def test_options_are_not_a_globs_question_mark() -> None:
         ("memory://folder", "deep/a b.json"),
     ],
 )
-def test_child_url_is_the_way_back(folder_url: str, below: str) -> None:
-    folder = resolve(folder_url)[1]
-    path = folder.rstrip("/") + "/" + below
-    assert resolve(child_url(folder_url, folder, path))[1] == path
+def test_a_name_in_a_folder_has_a_url_that_leads_there(url: str, below: str) -> None:
+    folder = Folder.at(url)
+    path = resolve(folder.url_of(below))[1]
+    assert path == folder.system.base_path + below
+    holding, name = Folder.holding(folder.url_of(below))
+    assert holding.system.base_path + name == path
+    assert resolve(holding.url_of(name))[1] == path
+    assert folder.below("deep").system.base_path == folder.system.base_path + "deep/"
+
+
+def test_urls_keep_their_options() -> None:
+    assert Folder.at("s3://bucket/out/?region=x").url_of("a/b.json") == "s3://bucket/out/a/b.json?region=x"
+    assert Folder.at("s3://bucket/out?region=x").below("a").url == "s3://bucket/out/a?region=x"
+
+
+def test_a_folder_is_the_same_wherever_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Folder.at("out")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    pickle.loads(pickle.dumps(folder)).write_text("deep/a.txt", "here")
+    assert (tmp_path / "out" / "deep" / "a.txt").read_text() == "here"
+    assert folder.url == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+def test_files_in_a_folder(tmp_path: Path, scheme: str) -> None:
+    folder = Folder.at(f"{scheme}{tmp_path}/out" if scheme == "" else "memory://storage/out")
+    assert folder.names() is None
+    assert folder.files() == []
+    assert folder.read_text("a.txt") is None
+    folder.write_text("a.txt", "one")
+    folder.write_json_lines("deep/b.jsonl", [{"a": "é"}, {}])
+    assert folder.names() == ["a.txt", "deep"]
+    assert folder.files() == ["a.txt", "deep/b.jsonl"]
+    assert folder.below("deep").files(".jsonl") == ["b.jsonl"]
+    assert folder.read_text("deep/b.jsonl") == '{"a": "é"}\n{}\n'
+    folder.delete("deep")
+    folder.delete("not there")
+    assert folder.files() == ["a.txt"]
+    folder.clear()
+    assert not folder.files()
+
+
+def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "folder")
+
+    def broken(stream: object) -> None:
+        stream.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        folder.write("file.json", broken)
+    assert not folder.has("file.json")
+    folder.write_json("file.json", {"a": 1})
+    assert folder.read_text("file.json") == '{\n  "a": 1\n}\n'
+    assert folder.names() == ["file.json"]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Folder.at(tmp_path).write_json("x.json", math.nan)
+
+
+def test_paths_become_absolute_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("a/../b") == str(tmp_path / "b")
+    assert absolute("s3://bucket/table/") == "s3://bucket/table"
+    assert absolute("file:///data/a%20b/") == "/data/a b"
+    assert [is_relative(path) for path in ("a", "./a", "/a", "~/a", "s3://b/a", "file:///a")] == [True] * 2 + [
+        False
+    ] * 4
+
+
+def test_a_relative_path_in_a_submitted_job_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=r"runs/out is a relative path.*s3://"):
+        Folder.at("runs/out")
+    assert Folder.at("/data/out").url == "/data/out"
+    assert absolute("s3://bucket/out") == "s3://bucket/out"

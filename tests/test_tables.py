@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpp import storage
 from raydpp.errors import UserError
+from raydpp.storage import Folder
 from raydpp.tables import (
     GradientTable,
     Part,
     by_source,
     open_table,
+    parquet_at,
     parquet_parts,
     partition_files,
     read_columns,
@@ -26,31 +26,11 @@ from raydpp.tables import (
 )
 
 
-def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "folder" / "file.json"
-
-    def broken(stream: object) -> None:
-        stream.write(b"half")  # type: ignore[attr-defined]
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        storage.write_whole(str(target), broken)
-    assert not target.exists()
-    storage.write_json(str(target), {"a": 1})
-    assert storage.read_text(str(target)) == '{\n  "a": 1\n}\n'
-    assert [path.name for path in target.parent.iterdir()] == ["file.json"]
-
-
-def test_json_is_strict(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        storage.write_json(str(tmp_path / "x.json"), math.nan)
-
-
 def test_gradients_are_a_plain_fixed_size_list(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     column = vector_array(values, pa.float16())
     table = pa.table({"id": ["a", "b", "c"], "gradient": column})
-    write_table(str(tmp_path / "t.parquet"), table)
+    write_table(Folder.at(tmp_path), "t.parquet", table)
     back = pq.read_table(tmp_path / "t.parquet")
     assert back.schema.field("gradient").type.list_size == 4
     assert back.schema.field("gradient").type.value_type == pa.float16()
@@ -69,26 +49,28 @@ def test_what_is_no_feature_column_is_refused() -> None:
 def test_parts_are_found_with_their_rows(tmp_path: Path) -> None:
     for name, rows in (("b", 2), ("a", 3)):
         pq.write_table(pa.table({"x": list(range(rows))}), tmp_path / f"{name}.parquet")
-    parts = parquet_parts(str(tmp_path))
-    assert [(Path(part.url).name, part.rows) for part in parts] == [("a.parquet", 3), ("b.parquet", 2)]
-    assert parquet_parts(str(tmp_path / "a.parquet")) == [Part(str(tmp_path / "a.parquet"), 3)]
+    parts = parquet_parts(Folder.at(tmp_path))
+    assert [(part.name, part.rows) for part in parts] == [("a.parquet", 3), ("b.parquet", 2)]
+    assert parquet_at(str(tmp_path)) == parts
+    assert parquet_at(str(tmp_path / "a.parquet")) == parts[:1]
+    assert str(parts[0]) == str(tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column 'y'; it has x"):
         read_columns(parts, ["y"])
 
 
 def test_missing_empty_and_broken_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no table"):
-        parquet_parts(str(tmp_path / "nowhere"))
+        parquet_parts(Folder.at(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no Parquet file"):
-        parquet_parts(str(tmp_path))
+        parquet_parts(Folder.at(tmp_path))
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(UserError, match="not a readable Parquet file"):
-        parquet_parts(str(tmp_path))
+        parquet_parts(Folder.at(tmp_path))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
 def test_partitions_hold_every_file_once_and_none_is_empty(count: int) -> None:
-    parts = [Part(f"{n}", 1 + n % 4) for n in range(20)]
+    parts = [Part(Folder.at("/"), f"{n}", 1 + n % 4) for n in range(20)]
     groups = partition_files(parts, count)
     assert [part for group in groups for part in group] == parts
     assert len(groups) == count if count < 10 else 10 < len(groups) <= 20
@@ -97,17 +79,12 @@ def test_partitions_hold_every_file_once_and_none_is_empty(count: int) -> None:
     assert max(sizes) - min(sizes) <= 8
 
 
-def test_urls_keep_their_options() -> None:
-    assert storage.join("s3://bucket/out/?region=x", "a", "b.json") == "s3://bucket/out/a/b.json?region=x"
-    assert storage.join("runs/out", "a") == "runs/out/a"
-
-
 def written(folder: Path, name: str = "table", files: int = 1) -> str:
     for n in range(files):
         vectors = np.eye(4, dtype=np.float32)
         columns = {"id": [f"{3 - i}{n}" for i in range(4)], "source": ["b", "a", "b", "b"], "other": [1, 2, 3, 4]}
         table = pa.table({**columns, "gradient": vector_array(vectors, pa.float32())})
-        write_table(str(folder / name / f"{n}.parquet"), table)
+        write_table(Folder.at(folder / name), f"{n}.parquet", table)
     return str(folder / name / "0.parquet")
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp import storage
 from raydpp.errors import UserError
+from raydpp.storage import Folder
 from raydpp.tables import Part, parquet_parts, read_columns
 
 
@@ -43,7 +43,7 @@ class Sample:
 
 
 def choose(
-    corpus: str,
+    corpus: Folder,
     counts: Mapping[str, int],
     sources: Sequence[str] | None = None,
     limit: int | None = None,
@@ -66,7 +66,7 @@ def choose(
     for name, value in (("limit", limit), ("per-source", per_source)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least one conversation is needed")
-    parts = tuple(parquet_parts(storage.join(corpus, "corpus")))
+    parts = tuple(parquet_parts(corpus.below("corpus")))
     wanted = {source: min(counts[source], per_source or counts[source]) for source in sources or sorted(counts)}
     total = sum(wanted.values())
     most = min(total, limit or total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import asdict, replace
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from raydpp.gradients.projection import ProjectionKind
 from raydpp.gradients.representations import ExtractorConfig, Representation
 from raydpp.gradients.tokenization import Masking
 from raydpp.progress import progress_bar
+from raydpp.storage import Folder, absolute
 from raydpp.tables import gradient_schema
 
 log = logging.getLogger(__name__)
@@ -96,7 +98,10 @@ def extract(
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
         dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.
     """
-    config = {name: value for name, value in locals().items() if name != "dry_run"}
+    given = [corpus, out, *(name for name in (model, adapter) if os.path.exists(name))]
+    corpus, out = absolute(corpus), absolute(out)
+    model, adapter = (absolute(name) if name in given else name for name in (model, adapter))
+    config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
     if dimension < 2 or lora_rank < 1 or max_length < 8:
         raise UserError("--dimension must be at least 2, --lora-rank at least 1 and --max-length at least 8")
     for name, value in (("batch-tokens", batch_tokens), ("rows-per-file", rows_per_file)):
@@ -104,8 +109,9 @@ def extract(
             raise UserError(f"--{name} {value}: it must be at least 1")
     if representation == "embedding" and difficulty:
         raise UserError("--difficulty needs a language model's loss: a text encoder has none")
-    corpus_record = runs.require(["ingest"], corpus)
-    chosen = choose(corpus, corpus_record["counts"]["sources"], sources, limit, per_source)
+    source = Folder.at(corpus)
+    corpus_record = runs.require(["ingest"], source)
+    chosen = choose(source, corpus_record["counts"]["sources"], sources, limit, per_source)
     targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
     extractor = ExtractorConfig(
         model,
@@ -128,7 +134,7 @@ def extract(
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
     tokenizer = load_tokenizer(model)
     masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
-    connect(address)
+    connect(address, given)
     plan = cluster_plan(gpus_per_actor, actors)
     exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
     extractor = replace(extractor, dtype=exact)
@@ -140,7 +146,7 @@ def extract(
     schema = gradient_schema(
         dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
     )
-    work = Work(run.out, attempt, extractor, masking, schema, plan)
+    work = Work(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
     sweep(run.out)
     before = look(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
@@ -153,7 +159,7 @@ def extract(
     seconds = time.perf_counter() - began
     counts = done.counts
     if not counts["rows"]:
-        raise UserError(f"no conversation has a usable {representation}: {run.path(REJECTS)} says why for each")
+        raise UserError(f"no conversation has a usable {representation}: {run.out.url_of(REJECTS)} says why for each")
     rate = session["tokens"] / max(seconds, 1e-9)
     waste = 1 - session["tokens"] / session["padded_tokens"] if session["padded_tokens"] else 0.0
     summary = (

@@ -11,20 +11,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raydpp import storage
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
-from raydpp.storage import child_url, resolve
-from raydpp.tables import GRADIENTS, read_columns
+from raydpp.storage import UNFINISHED, Folder
+from raydpp.tables import GRADIENTS, Part, read_columns
 
 REJECTS = "rejects"
 _COUNTED = ("prompt_tokens", "response_tokens", "truncated")
@@ -51,18 +48,17 @@ class Unit:
 
     Attributes:
         name: Of the files it writes, without their endings.
-        url: The corpus file.
+        part: The corpus file.
         rows: (n,) row numbers in that file, ascending.
     """
 
     name: str
-    url: str
+    part: Part
     rows: np.ndarray
 
     def read(self, columns: list[str]) -> pa.Table:
         """Its rows; reads only the row groups that hold some of them."""
-        system, path = resolve(self.url)
-        with system.open_input_file(path) as stream:
+        with self.part.folder.system.open_input_file(self.part.name) as stream:
             file = pq.ParquetFile(stream)
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
@@ -87,25 +83,25 @@ class Done:
     counts: dict[str, int]
 
 
-def look(out: str) -> Done:
+def look(out: Folder) -> Done:
     """Read the ids of everything that is done.
 
     Raises:
         UserError: An id is there twice; the message says what to delete.
     """
-    tables = list(_files(out, GRADIENTS, ".parquet"))
-    rejects = list(_files(out, REJECTS, ".jsonl"))
+    tables = [Part(out.below(GRADIENTS), name) for name in out.below(GRADIENTS).files(".parquet")]
+    rejects = [Part(out.below(REJECTS), name) for name in out.below(REJECTS).files(".jsonl")]
     with ThreadPoolExecutor(16) as pool:  # waiting, not computing
         read = [*pool.map(_ids_of_table, tables), *pool.map(_ids_of_rejects, rejects)]
-    urls = [*tables, *rejects]
+    files = [*tables, *rejects]
     ids = np.concatenate([ids for ids, _ in read]) if read else np.zeros(0, "S1")
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     if len(twice := np.flatnonzero(ids[1:] == ids[:-1])):
         file = np.repeat(np.arange(len(read)), [len(found) for found, _ in read])[order]
         raise UserError(
-            f"{len(twice)} examples are in {out} twice, such as {ids[twice[0]].decode()} in {urls[file[twice[0]]]} and"
-            f" {urls[file[twice[0] + 1]]}: delete one of the two files, and run the same command again"
+            f"{len(twice)} examples are in {out} twice, such as {ids[twice[0]].decode()} in {files[file[twice[0]]]} and"
+            f" {files[file[twice[0] + 1]]}: delete one of the two files, and run the same command again"
         )
     counts = {"rows": sum(len(ids) for ids, _ in read[: len(tables)])}
     counts["rejects"] = len(ids) - counts["rows"]
@@ -138,7 +134,7 @@ def plan_units(chosen: Sample, done: Done, size: int, attempt: int) -> list[Unit
         rows, names = table["row"].to_numpy()[~known], ids[~known]
         for start in range(0, len(rows), size):
             name = f"part-{attempt:03d}-{names[start].decode()}"
-            units.append(Unit(name, part.url, rows[start : start + size]))
+            units.append(Unit(name, part, rows[start : start + size]))
     if matched != len(done.ids):
         raise UserError(
             f"{len(done.ids) - matched} of the examples that are done are not among the conversations this run is"
@@ -148,30 +144,19 @@ def plan_units(chosen: Sample, done: Done, size: int, attempt: int) -> list[Unit
     return units
 
 
-def sweep(out: str) -> None:
+def sweep(out: Folder) -> None:
     """Delete what a killed writer left half-written."""
-    for folder in (GRADIENTS, REJECTS):
-        for url in _files(out, folder, ".unfinished"):
-            system, path = resolve(url)
-            system.delete_file(path)
-
-
-def _files(out: str, folder: str, ending: str) -> Iterator[str]:
-    url = storage.join(out, folder)
-    system, path = resolve(url)
-    if system.get_file_info(path).type == pafs.FileType.Directory:
-        for info in sorted(system.get_file_info(pafs.FileSelector(path)), key=lambda info: info.path):
-            if info.path.endswith(ending):
-                yield child_url(url, path, info.path)
+    for folder in (out.below(GRADIENTS), out.below(REJECTS)):
+        for name in folder.files(UNFINISHED):
+            folder.delete(name)
 
 
 def _as_bytes(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([value.encode() for value in column.to_pylist()], dtype="S") if len(column) else np.zeros(0, "S1")
 
 
-def _ids_of_table(url: str) -> tuple[np.ndarray, dict[str, int]]:
-    system, path = resolve(url)
-    table = pq.read_table(path, columns=["id", *_COUNTED], filesystem=system, partitioning=None)
+def _ids_of_table(part: Part) -> tuple[np.ndarray, dict[str, int]]:
+    table = part.read(["id", *_COUNTED])
     prompt, response, truncated = (int(np.sum(table[name].to_numpy())) for name in _COUNTED)
     return _as_bytes(table["id"]), {
         "tokens": prompt + response,
@@ -180,6 +165,6 @@ def _ids_of_table(url: str) -> tuple[np.ndarray, dict[str, int]]:
     }
 
 
-def _ids_of_rejects(url: str) -> tuple[np.ndarray, dict[str, int]]:
-    lines = filter(None, (storage.read_text(url) or "").split("\n"))
+def _ids_of_rejects(part: Part) -> tuple[np.ndarray, dict[str, int]]:
+    lines = filter(None, (part.folder.read_text(part.name) or "").split("\n"))
     return np.array([json.loads(line)["id"].encode() for line in lines], dtype="S"), {}

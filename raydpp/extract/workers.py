@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.cluster import ActorPlan
 from raydpp.errors import RowError, UserError
 from raydpp.extract.isolation import Features, IsolatedExtractor
@@ -22,7 +22,8 @@ from raydpp.extract.units import REJECTS, Done, Unit, look, plan_units
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.representations import ExampleFeatures, Extractor, ExtractorConfig, load_extractor
 from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize, tokenize_text
-from raydpp.tables import GRADIENTS, vector_array, write_table
+from raydpp.storage import Folder
+from raydpp.tables import GRADIENTS, Part, vector_array, write_table
 
 COUNTS = ("rows", "rejects", "tokens", "padded_tokens")
 """What the actors report of every unit, beside its seconds."""
@@ -36,7 +37,8 @@ class Work:
     taken over must not write any more.
     """
 
-    out: str
+    corpus: Folder
+    out: Folder
     attempt: int
     extractor: ExtractorConfig
     masking: Masking
@@ -131,9 +133,9 @@ class FeatureActor:
             return _report(error=taken)
         name = table["unit"][0].as_py()
         if rejects:  # first: a table without its rejects would look whole
-            storage.write_json_lines(storage.join(self._work.out, REJECTS, f"{name}.jsonl"), rejects)
+            self._work.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
         if features.num_rows:
-            write_table(storage.join(self._work.out, GRADIENTS, f"{name}.parquet"), features)
+            write_table(self._work.out, f"{GRADIENTS}/{name}.parquet", features)
         tokens = sum(len(example.ids) for example in examples)
         return _report(len(features), len(rejects), tokens, result.padded_tokens, seconds)
 
@@ -169,7 +171,7 @@ def feature_table(
 
 def taken_over(work: Work) -> str | None:
     """In words, that another run has taken over the folder; None while it has not."""
-    record = json.loads(storage.read_text(storage.join(work.out, runs.RECORD)) or "{}")
+    record = json.loads(work.out.read_text(runs.RECORD) or "{}")
     if record.get("attempt") == work.attempt:
         return None
     return f"--out {work.out} was taken over by another run of the same command, which goes on; this one has ended"
@@ -231,7 +233,7 @@ def _reports(units: list[Unit], work: Work) -> Iterator[dict[str, Any]]:
     import ray
 
     blocks = [
-        pa.table({"name": [unit.name], "url": [unit.url], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
+        pa.table({"name": [unit.name], "file": [unit.part.name], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
         for unit in units
     ]
     tokenised = ray.data.from_arrow(blocks).map_batches(
@@ -254,4 +256,4 @@ def _reports(units: list[Unit], work: Work) -> Iterator[dict[str, Any]]:
 
 def _tokenise(table: pa.Table, work: Work) -> pa.Table:
     (row,) = table.to_pylist()
-    return tokenize_unit(Unit(row["name"], row["url"], np.asarray(row["rows"], np.int64)), work)
+    return tokenize_unit(Unit(row["name"], Part(work.corpus, row["file"]), np.asarray(row["rows"], np.int64)), work)

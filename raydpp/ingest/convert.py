@@ -16,7 +16,7 @@ from raydpp.ingest.conversation import conversation_id, validated
 from raydpp.ingest.files import RawFile, read_rows
 from raydpp.ingest.rows import RawRow
 from raydpp.ingest.schemas import ColumnNames, Format, recognise
-from raydpp.storage import split_options
+from raydpp.storage import Folder
 from raydpp.tables import corpus_schema
 
 _PEEK = 20  # rows that decide a file's schema
@@ -53,7 +53,7 @@ class ReadPlan:
     names: ColumnNames
     carried: dict[str, pa.DataType]
     strip_markers: bool
-    out: str
+    out: Folder
 
     @property
     def schema(self) -> pa.Schema:
@@ -66,8 +66,8 @@ class ReadPlan:
 
 def look(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> FilePlan:
     """Recognise a file's schema by its first readable rows."""
-    source = PurePosixPath(split_options(file.url)[0]).name.split(".")[0]
-    readable = (raw.value for raw in islice(read_rows(file.url), 100 * _PEEK) if raw.value is not None)
+    source = PurePosixPath(file.name).name.split(".")[0]
+    readable = (raw.value for raw in islice(read_rows(file), 100 * _PEEK) if raw.value is not None)
     rows = list(islice(readable, _PEEK))
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     values = {column: [row[column] for row in rows if row.get(column) is not None] for column in carry}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import glob
 import io
 import posixpath
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,17 +20,23 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 
 from raydpp.errors import UserError
 from raydpp.ingest.rows import CODECS, DAMAGE, SUFFIXES, RawRow, kind_of, rows_of
-from raydpp.storage import child_url, resolve, split_options
+from raydpp.storage import Folder, resolve, split_glob
 
 _KNOWN = f"{', '.join(SUFFIXES)}, and all but Parquet with {', '.join(CODECS)} behind it"
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read: its URL, as `resolve` takes it, and its size (0 where the server does not say)."""
+    """A file to read, and its size (0 where the server does not say)."""
 
-    url: str
+    folder: Folder
+    name: str
     bytes: int
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return self.folder.url_of(self.name)
 
 
 def list_files(inputs: Sequence[str]) -> list[RawFile]:
@@ -59,7 +64,7 @@ def list_files(inputs: Sequence[str]) -> list[RawFile]:
     return sorted(files.values(), key=lambda file: file.url)
 
 
-def read_rows(url: str) -> Iterator[RawRow]:
+def read_rows(file: RawFile) -> Iterator[RawRow]:
     """Reads a file row by row; the memory taken does not grow with the file.
 
     JSON lines (.jsonl, .ndjson), JSON (.json: an array, an object whose one list of objects holds the rows,
@@ -67,22 +72,22 @@ def read_rows(url: str) -> Iterator[RawRow]:
     file damaged in the middle gives its rows so far and then one row with the reason.
 
     Args:
-        url: A file as `list_files` returns it.
+        file: A file as `list_files` returns it.
 
     Raises:
         UserError: The suffix is unknown.
         OSError: The bytes cannot be fetched.
     """
-    file_system, path = resolve(url)
-    kind = kind_of(path)
+    kind = kind_of(file.name)
     if kind is None:
-        raise UserError(f"{url} has an unknown suffix. Known are {_KNOWN}.")
+        raise UserError(f"{file.url} has an unknown suffix. Known are {_KNOWN}.")
+    system = file.folder.system
     with (
-        file_system.open_input_file(path)
+        system.open_input_file(file.name)
         if kind.suffix == ".parquet"
-        else file_system.open_input_stream(path, compression=None)
-    ) as file:
-        source, row = _Source(file), 0
+        else system.open_input_stream(file.name, compression=None)
+    ) as stream:
+        source, row = _Source(stream), 0
         try:
             for raw in rows_of(source, kind):
                 row = raw.row + 1
@@ -94,41 +99,35 @@ def read_rows(url: str) -> Iterator[RawRow]:
 
 
 def _files_of(url: str) -> list[RawFile]:
-    file_system, path = resolve(url)
-    info = file_system.get_file_info(path)
+    system, path = resolve(url)
+    info = system.get_file_info(path)
     if info.type == pafs.FileType.File:
         if kind_of(path) is None:
             raise UserError(f"{url} has an unknown suffix. Known are {_KNOWN}.")
-        return [RawFile(child_url(url, path, path), info.size or 0)]
-    bare, options = split_options(url)
-    hidden_wanted, folder_url = False, url
+        return [RawFile(*Folder.holding(url), info.size or 0)]
     if info.type == pafs.FileType.Directory:
-        found, failure = [info], "has no file"
-    elif magic := re.search(r"[*?\[]", bare):
-        folder_end = bare.rfind("/", 0, magic.start()) + 1
-        folder_url, pattern = (bare[:folder_end] or ".") + options, bare[folder_end:]
-        file_system, path = resolve(folder_url)
-        matches = ArrowFSWrapper(file_system).glob(posixpath.join(glob.escape(path), pattern))
+        folder, found, hidden_wanted, failure = Folder.at(url), [""], False, "has no file"
+    elif glob_of := split_glob(url):
+        folder, pattern = Folder.at(glob_of[0]), glob_of[1]
+        base = folder.system.base_path
+        matches = ArrowFSWrapper(folder.system.base_fs).glob(posixpath.join(glob.escape(base), pattern))
+        found = [match.lstrip("/")[len(base.lstrip("/")) :] for match in matches]
         hidden_wanted = any(name.startswith((".", "_")) for name in pattern.split("/"))
-        found, failure = file_system.get_file_info(list(matches)), "matches no file"
+        failure = "matches no file"
     else:
         raise UserError(f"{url} does not exist.")
-    for folder in [info for info in found if info.type == pafs.FileType.Directory]:
-        found += file_system.get_file_info(pafs.FileSelector(folder.path, recursive=True))
+    infos = folder.system.get_file_info(found)
+    for below in [info for info in infos if info.type == pafs.FileType.Directory]:
+        infos += folder.system.get_file_info(pafs.FileSelector(below.path, recursive=True))
     files = [
-        RawFile(child_url(folder_url, path, info.path), info.size or 0)
-        for info in found
+        RawFile(folder, info.path, info.size or 0)
+        for info in infos
         if info.type == pafs.FileType.File and kind_of(info.path) is not None
-        if hidden_wanted or not _is_hidden(info.path, path)
+        if hidden_wanted or not any(name.startswith((".", "_")) for name in info.path.split("/"))
     ]
     if not files:
         raise UserError(f"{url} {failure} to read. Known suffixes are {_KNOWN}.")
     return files
-
-
-def _is_hidden(path: str, folder: str) -> bool:
-    below = path.strip("/")[len(folder.strip("/")) :].strip("/")
-    return any(name.startswith((".", "_")) for name in below.split("/"))
 
 
 class _Source(io.RawIOBase):

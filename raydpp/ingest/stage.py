@@ -18,14 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.cluster import connect, explain
 from raydpp.errors import UserError
 from raydpp.ingest.convert import ReadPlan, look, read_row
 from raydpp.ingest.files import RawFile, list_files, read_rows
 from raydpp.ingest.schemas import ColumnNames, recognise
 from raydpp.progress import progress_bar
-from raydpp.storage import resolve
+from raydpp.storage import Folder, absolute
 from raydpp.tables import corpus_schema, write_table
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,9 @@ def ingest(
         files: Number of files of the corpus; default one for every 32 MiB of input, at least 8.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    config = dict(locals())
+    given = [*inputs, out]
+    inputs, out = [absolute(url) for url in inputs], absolute(out)
+    config = {name: value for name, value in locals().items() if name != "given"}
     if files is not None and files < 1:
         raise UserError(f"--files {files}: at least one file is needed")
     if taken := sorted({"id", "source", "messages"} & set(carry or ())):
@@ -80,22 +82,19 @@ def ingest(
     if run.done:
         return run.done
     buckets = files or max(8, math.ceil(sum(file.bytes for file in found) / _FILE_BYTES))
-    connect(address)
+    connect(address, given)
     with explain():
         names = ColumnNames(prompt_column, response_column, system_column, messages_column)
         plan = _plan(found, names, tuple(carry or ()), strip_markers, run.out)
         staged = _stage(plan)
         kept = _shuffle(plan, staged["examples"] - staged["rejects"], buckets)
-    if storage.names_in(run.path(STAGING)) is not None:
-        system, path = resolve(run.path(STAGING))
-        system.delete_dir(path)
-
+    run.out.delete(STAGING)
     duplicates = kept.pop("duplicates")
     rows = sum(kept.values())
     if rows + duplicates + staged["rejects"] != staged["examples"]:
         raise RuntimeError(f"{staged} were read, but {rows} kept and {duplicates} dropped as duplicates")
     if not rows:
-        raise UserError(f"no row of the input can be used: {run.path('rejects')} says why for each")
+        raise UserError(f"no row of the input can be used: {run.out.url_of('rejects')} says why for each")
     if staged["markers"]:
         log.info(
             "ingest: %d responses ended with a literal end-of-text marker, which was removed",
@@ -112,7 +111,7 @@ def ingest(
 
 
 def _plan(
-    found: Sequence[RawFile], names: ColumnNames, carry: tuple[str, ...], strip_markers: bool, out: str
+    found: Sequence[RawFile], names: ColumnNames, carry: tuple[str, ...], strip_markers: bool, out: Folder
 ) -> ReadPlan:
     import ray
 
@@ -155,7 +154,7 @@ def stage_file(batch: dict[str, Any], plan: ReadPlan) -> Iterator[dict[str, list
     index = int(batch["id"][0])
     item = plan.files[index]
     form = recognise(item.columns, plan.names) if item.columns else None
-    rows = read_rows(item.file.url)
+    rows = read_rows(item.file)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         name = f"{index:06d}-{chunk[0].row:012d}"
         examples: list[dict[str, Any]] = []
@@ -168,9 +167,9 @@ def stage_file(batch: dict[str, Any], plan: ReadPlan) -> Iterator[dict[str, list
             rejects += bad
         if examples:
             table = pa.Table.from_pylist(examples, schema=plan.schema)
-            write_table(storage.join(plan.out, STAGING, f"{name}.parquet"), table)
+            write_table(plan.out, f"{STAGING}/{name}.parquet", table)
         if rejects:
-            storage.write_json_lines(storage.join(plan.out, "rejects", f"{name}.jsonl"), rejects)
+            plan.out.write_json_lines(f"rejects/{name}.jsonl", rejects)
         yield {
             "rows": [len(chunk)],
             "examples": [len(examples) + len(rejects)],
@@ -191,9 +190,8 @@ def _shuffle(plan: ReadPlan, rows: int, buckets: int) -> Counter[str]:
     totals: Counter[str] = Counter({"duplicates": 0})
     if not rows:
         return totals
-    system, path = resolve(storage.join(plan.out, STAGING))
     written = (
-        ray.data.read_parquet(path, filesystem=system)
+        ray.data.read_parquet(STAGING, filesystem=plan.out.system)
         .map_batches(functools.partial(_with_bucket, buckets=buckets), batch_format="pyarrow")
         .groupby("bucket")
         .map_groups(functools.partial(write_bucket, plan=plan), batch_format="pyarrow")
@@ -232,8 +230,8 @@ def write_bucket(table: pa.Table, plan: ReadPlan) -> pa.Table:
             }
             for row in doubles.select(["id", "file", "row"]).to_pylist()
         ]
-        storage.write_json_lines(storage.join(plan.out, "rejects", f"duplicates-{name}.jsonl"), rejects)
+        plan.out.write_json_lines(f"rejects/duplicates-{name}.jsonl", rejects)
     corpus = kept.select(corpus_schema(plan.carried).names)
-    write_table(storage.join(plan.out, TABLE, f"{name}.parquet"), corpus)
+    write_table(plan.out, f"{TABLE}/{name}.parquet", corpus)
     counts = {item["values"]: item["counts"] for item in pc.value_counts(kept["source"]).to_pylist()}
     return pa.table({"counts": [json.dumps(counts | {"duplicates": doubles.num_rows})]})

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from rich.table import Table as TerminalTable
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.cluster import connect, explain
 from raydpp.diversity.distance import (
     LogDetDistance,
@@ -27,6 +27,7 @@ from raydpp.report.html import Section, Table, render
 from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
 from raydpp.select.plan import ROWS_PER_PARTITION
 from raydpp.select.request import Request
+from raydpp.storage import absolute
 from raydpp.tables import (
     GradientTable,
     by_source,
@@ -79,7 +80,9 @@ def measure(
         feature_column: The column with the features, where a table was not written by raydpp.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    config = dict(locals())
+    given = [*tables, out]
+    tables, out = [absolute(url) for url in tables], absolute(out)
+    config = {name: value for name, value in locals().items() if name != "given"}
     seeds = [0, 1, 2, 3, 4] if reference_seeds is None else list(reference_seeds)
     if subset not in ("greedy", "uniform"):
         raise UserError(f"--subset {subset}: use greedy or uniform")
@@ -102,7 +105,7 @@ def measure(
             raise UserError(f"--size {m}: {table.name} has {table.rows} examples; give at most that many")
     similarity.check_budget(m, opened[0].dimension)
 
-    connect(address)
+    connect(address, given)
     with explain():
         log.info("measure: %d tables at %d examples each", len(opened), m)
         references = _references(m, opened[0].dimension, similarity, seeds)
@@ -151,8 +154,8 @@ def terminal_table(results: list[dict[str, Any]]) -> TerminalTable:
 
 def write_report(run: runs.Run, tables: list[GradientTable], distances: dict[str, LogDetDistance]) -> None:
     """distances.json with all curves, and report.html."""
-    storage.write_json(
-        run.path("distances.json"),
+    run.out.write_json(
+        "distances.json",
         [
             {"table": table.name, "rows": table.rows, "kernel": run.record["config"]["kernel"]}
             | numbers(distances[table.name])
@@ -185,9 +188,7 @@ def write_report(run: runs.Run, tables: list[GradientTable], distances: dict[str
         Table(("table", "examples", "m", "distance, nats per example", "std"), rows),
         [curve_figure(curves, title="Log-det distance against the number of examples")],
     )
-    storage.write_text(
-        run.path("report.html"), render("Diversity", f"{len(tables)} tables, most diverse first.", [section])
-    )
+    run.out.write_text("report.html", render("Diversity", f"{len(tables)} tables, most diverse first.", [section]))
 
 
 def _distinct(tables: list[GradientTable]) -> list[GradientTable]:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.table import Table as TerminalTable
 
-from raydpp import storage
 from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
 from raydpp.dpp.baselines import BaselineName, baseline
 from raydpp.errors import UserError
@@ -21,6 +20,7 @@ from raydpp.report.html import Section, Table, render
 from raydpp.report.style import Plot
 from raydpp.select.inputs import Owned
 from raydpp.select.request import Picked, Request, numbers
+from raydpp.storage import Folder
 from raydpp.tables import GradientTable, vectors
 
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
@@ -124,7 +124,7 @@ def comparison_table(records: Sequence[Mapping[str, Any]]) -> TerminalTable:
 
 
 def write_report(
-    url: str, picked: Picked, whole_mix: Mapping[str, float], records: Sequence[Mapping[str, Any]], lead: str
+    out: Folder, picked: Picked, whole_mix: Mapping[str, float], records: Sequence[Mapping[str, Any]], lead: str
 ) -> None:
     """report.html of a selection: what each pick adds, where the picks come from, the comparison if there is one."""
     sections = [
@@ -157,7 +157,7 @@ def write_report(
                 figures,
             ),
         )
-    storage.write_text(url, render("Selection", lead, sections))
+    out.write_text("report.html", render("Selection", lead, sections))
 
 
 def source_mix(rows: pa.Table) -> dict[str, float]:

@@ -6,10 +6,11 @@ import json
 import logging
 from typing import Any
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.dpp.budget import count_of
 from raydpp.errors import UserError
-from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, read_columns, read_whole, write_table
+from raydpp.storage import Folder, absolute
+from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, read_columns, write_table
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +27,12 @@ def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
         out: Folder to write; it must be new, empty, or this same run's.
         size: How many examples: a whole number, or a fraction of the selection such as 0.5.
     """
-    record = runs.require(["select", "cut"], selection, interrupted=True)
+    selection, out = absolute(selection), absolute(out)
+    source = Folder.at(selection)
+    record = runs.require(["select", "cut"], source, interrupted=True)
     if used := [f"--{name}" for name in ("minimum", "tokens") if record["nested_unless"].get(name)]:
         raise UserError(f"{selection} was selected with {used[0]}: its parts are not selections; run raydpp select")
-    picks = read_columns(parquet_parts(storage.join(selection, "selection")), SELECTION_SCHEMA.names)
+    picks = read_columns(parquet_parts(source.below("selection")), SELECTION_SCHEMA.names)
     try:
         count = count_of(size, len(picks))
     except UserError as error:
@@ -38,14 +41,14 @@ def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
     if run.done:
         return run.done
     picks = picks.slice(0, count)
-    parts = parquet_parts(storage.join(selection, GRADIENTS))
-    rows = read_whole(parts).slice(0, count)
-    write_table(run.path("selection", "selection.parquet"), picks)
-    write_table(run.path(GRADIENTS, "part-00000.parquet"), rows)
-    examples = storage.read_text(storage.join(selection, "examples.jsonl"))
+    parts = parquet_parts(source.below(GRADIENTS))
+    rows = read_columns(parts, parts[0].columns).slice(0, count)
+    write_table(run.out, "selection/selection.parquet", picks)
+    write_table(run.out, f"{GRADIENTS}/part-00000.parquet", rows)
+    examples = source.read_text("examples.jsonl")
     if examples is not None:
         lines: list[Any] = [json.loads(line) for line in examples.split("\n")[:count]]
-        storage.write_json_lines(run.path("examples.jsonl"), lines)
+        run.out.write_json_lines("examples.jsonl", lines)
     log_det = picks["log_det"][-1].as_py()
     return run.finish(
         f"cut: the first {count:,} of {record['counts']['rows']:,} picks of {selection},"

@@ -37,7 +37,7 @@ def greedy(
     groups: list[list[Part]],
     request: Request,
     have: Owned,
-    record: str,
+    record: Part,
     *,
     exact: bool,
     oversample: float,
@@ -54,7 +54,7 @@ def greedy(
         groups: Its files, in partitions.
         request: What to select by.
         have: What is owned and excluded.
-        record: URL of a Parquet file that keeps the picks of rounds.
+        record: A Parquet file that keeps the picks of rounds.
         exact: Whether to search all partitions at once.
         oversample: How many times its share a partition hands in.
         certified: Whether to make the certificate.

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from raydpp.cluster import memory_for
 from raydpp.dpp.budget import Budget
@@ -25,8 +24,7 @@ from raydpp.progress import progress_bar
 from raydpp.select.plan import need
 from raydpp.select.request import Picked, Request
 from raydpp.select.shard_actors import ShardActors
-from raydpp.storage import resolve
-from raydpp.tables import GradientTable, Part, read_columns, write_table
+from raydpp.tables import GradientTable, Part, write_table
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def exact_greedy(
     groups: list[list[Part]],
     request: Request,
     title: str,
-    record: str,
+    record: Part,
     owned: Any = None,
     exclude: pa.Array | None = None,
     owned_rows: int = 0,
@@ -54,7 +52,7 @@ def exact_greedy(
         groups: Its files, in shards.
         request: What to select by.
         title: Of the progress bar.
-        record: URL of a Parquet file that keeps the picks so far, and is gone on from where it exists.
+        record: A Parquet file that keeps the picks so far, and is gone on from where it exists.
         owned: A reference to the (O, D) features of what is there already, or None.
         exclude: Ids not to be picked.
         owned_rows: O.
@@ -102,7 +100,7 @@ def exact_greedy(
     return Picked(rows_picked, found, interrupted, search.rounds, seconds)
 
 
-def _run(search: Rounds, request: Request, title: str, record: str) -> tuple[str | None, bool]:
+def _run(search: Rounds, request: Request, title: str, record: Part) -> tuple[str | None, bool]:
     """Search; returns why it ended early, in words, and whether Ctrl-C did it. Whatever happens, picks are kept."""
     picks, saved = search.picks, time.monotonic()
     with progress_bar(title, request.size, "picks") as bar:
@@ -127,14 +125,15 @@ def _run(search: Rounds, request: Request, title: str, record: str) -> tuple[str
             _save(search, record)
 
 
-def _save(search: Rounds, record: str) -> None:
+def _save(search: Rounds, record: Part) -> None:
     gains = search.picks.log_gains
-    write_table(record, pa.table({"id": search.ids[: len(gains)], "log_gain": np.array(gains, np.float64)}))
+    write_table(
+        record.folder, record.name, pa.table({"id": search.ids[: len(gains)], "log_gain": np.array(gains, np.float64)})
+    )
 
 
-def _recorded(record: str) -> tuple[list[str], list[float]] | None:
-    system, path = resolve(record)
-    if system.get_file_info(path).type != pafs.FileType.File:
+def _recorded(record: Part) -> tuple[list[str], list[float]] | None:
+    if not record.folder.has(record.name):
         return None
-    table = read_columns([Part(record, 0)], ["id", "log_gain"])
+    table = record.read(["id", "log_gain"])
     return (table["id"].to_pylist(), table["log_gain"].to_pylist()) if len(table) else None

@@ -14,16 +14,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raydpp import storage
 from raydpp.dpp.objective import Score, robust_scale
 from raydpp.errors import UserError
 from raydpp.ingest.files import RawFile, read_rows
 from raydpp.ingest.rows import kind_of
 from raydpp.select.request import numbers
-from raydpp.storage import resolve
-from raydpp.tables import GradientTable, Part, open_table, parquet_parts, read_columns, same_fingerprint, vectors
+from raydpp.storage import Folder
+from raydpp.tables import (
+    GradientTable,
+    Part,
+    counted,
+    open_table,
+    parquet_at,
+    read_columns,
+    same_fingerprint,
+    vectors,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,15 +104,13 @@ def source_counts(table: GradientTable) -> dict[str, int]:
 
 
 def _table_or_ids(url: str, column: str) -> GradientTable | list[str]:
-    if storage.names_in(url) is not None:
+    folder, name = Folder.holding(url)
+    if Folder.at(url).names() is not None:
         return open_table(url, column)
     if url.endswith(".parquet"):
-        parts = parquet_parts(url)
-        system, path = resolve(url)
-        if column in pq.read_schema(path, filesystem=system).names:
-            return open_table(url, column)
-        return _ids_of(parts)
-    text = storage.read_text(url)
+        parts = parquet_at(url)
+        return open_table(url, column) if column in parts[0].columns else _ids_of(parts)
+    text = folder.read_text(name)
     if text is None:
         raise UserError(f"there is no file or folder {url}: give a run's folder, a Parquet file or a file of ids")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -153,9 +158,8 @@ _BLOCK = 2**20  # bytes
 
 def digest(file: RawFile) -> str:
     """A hash of a file's bytes (hex): scores are edited in place, often without a change of size."""
-    system, path = resolve(file.url)
     found = hashlib.blake2b(digest_size=16)
-    with system.open_input_stream(path, compression=None) as stream:
+    with file.folder.system.open_input_stream(file.name, compression=None) as stream:
         while block := stream.read(_BLOCK):
             found.update(block)
     return found.hexdigest()
@@ -196,7 +200,7 @@ def read_scores(files: Sequence[RawFile], columns: Sequence[str]) -> pa.Table:
     """
     held: dict[str, list[pa.Table]] = {}
     for file in files:
-        found = _read(file.url, [name for name in dict.fromkeys(columns) if name != "id"])
+        found = _read(file, [name for name in dict.fromkeys(columns) if name != "id"])
         for name in found.column_names[1:]:
             held.setdefault(name, []).append(found.select(["id", name]).drop_null())
     tables = []
@@ -223,10 +227,10 @@ def _check(table: GradientTable, scores: pa.Table, excluded: pa.Array) -> int:
     return int(pc.sum(pc.is_in(scores["id"], ids)).as_py() or 0)
 
 
-def _read(url: str, columns: Sequence[str]) -> pa.Table:
+def _read(file: RawFile, columns: Sequence[str]) -> pa.Table:
     """id as text and some columns, at least one, of one file as float64."""
-    kind = kind_of(resolve(url)[1])
-    parts = list(_parquet(url, columns) if kind and kind.suffix == ".parquet" else _text(url, columns))
+    kind, url = kind_of(file.name), file.url
+    parts = list(_parquet(file, columns) if kind and kind.suffix == ".parquet" else _text(file, columns))
     names = list(dict.fromkeys(name for names, _ in parts for name in names))
     if "id" not in names:
         raise UserError(f"{url} has no column 'id' to join its scores by; it has {', '.join(names) or 'no rows'}")
@@ -242,19 +246,18 @@ def _read(url: str, columns: Sequence[str]) -> pa.Table:
     return rows
 
 
-def _parquet(url: str, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
+def _parquet(file: RawFile, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
     """The names of all columns, and what there is of id and some columns."""
-    system, path = resolve(url)
-    parts = parquet_parts(url)
-    names = list(pq.read_schema(path, filesystem=system).names)
-    rows = read_columns(parts, [name for name in ("id", *columns) if name in names])
+    part = counted(Part(file.folder, file.name))
+    names = part.columns
+    rows = part.read([name for name in ("id", *columns) if name in names])
     ids = {"id": pc.cast(rows["id"], pa.string())} if "id" in names else {}
-    yield names, pa.table({**ids, **{name: _floats(rows[name], url, name) for name in columns if name in names}})
+    yield names, pa.table({**ids, **{name: _floats(rows[name], file.url, name) for name in columns if name in names}})
 
 
-def _text(url: str, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
+def _text(file: RawFile, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
     """The same, of one batch of rows after the other; what a row lacks or leaves empty is null."""
-    rows = read_rows(url)
+    rows, url = read_rows(file), file.url
     while batch := list(islice(rows, _BATCH)):
         values = []
         for raw in batch:

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.errors import UserError
 from raydpp.select.request import Picked, Request
-from raydpp.storage import resolve
+from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, write_table
 
 
@@ -25,18 +25,18 @@ def write_selection(run: runs.Run, picked: Picked, request: Request) -> None:
         "log_det": np.cumsum(gains),
         "quality": pa.nulls(len(picks), pa.float64()) if scores is None else scores,
     }
-    write_table(run.path("selection", "selection.parquet"), pa.table(columns, schema=SELECTION_SCHEMA))
-    write_table(run.path(GRADIENTS, "part-00000.parquet"), picks)
+    write_table(run.out, "selection/selection.parquet", pa.table(columns, schema=SELECTION_SCHEMA))
+    write_table(run.out, f"{GRADIENTS}/part-00000.parquet", picks)
 
 
-def write_examples(url: str, corpus: str, ids: list[str]) -> None:
+def write_examples(out: Folder, corpus: Folder, ids: list[str]) -> None:
     """The selected conversations, in the order of picking; the corpus is filtered where it is read."""
     import ray
 
     wanted = ray.put(pa.array(ids))
-    parts = parquet_parts(storage.join(corpus, "corpus"))
-    system, _ = resolve(parts[0].url)
-    found = ray.data.read_parquet([resolve(part.url)[1] for part in parts], filesystem=system).map_batches(
+    parts = parquet_parts(corpus.below("corpus"))
+    system = parts[0].folder.system
+    found = ray.data.read_parquet([part.name for part in parts], filesystem=system).map_batches(
         lambda rows: rows.filter(pc.is_in(rows["id"], ray.get(wanted))),
         batch_format="pyarrow",
         batch_size=None,
@@ -47,7 +47,7 @@ def write_examples(url: str, corpus: str, ids: list[str]) -> None:
             f"{len(missing)} of the selected examples are not in {corpus} (first: {missing[0]}): give the corpus that"
             " the gradient table was made of with --corpus"
         )
-    storage.write_json_lines(
-        url,
+    out.write_json_lines(
+        "examples.jsonl",
         ({"messages": rows[i]["messages"], **{k: v for k, v in rows[i].items() if k != "messages"}} for i in ids),
     )

@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.cluster import connect, explain
 from raydpp.dpp.budget import count_of
 from raydpp.dpp.greedy import AtFloor, check_options
@@ -22,7 +22,8 @@ from raydpp.select.outputs import write_examples, write_selection
 from raydpp.select.partition_merge import OVERSAMPLE
 from raydpp.select.plan import estimate as estimated
 from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
-from raydpp.tables import open_table
+from raydpp.storage import Folder, absolute
+from raydpp.tables import Part, open_table
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +124,10 @@ def select(
         feature_column: The column with the features, where the table was not written by raydpp extract.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    config = {name: value for name, value in locals().items() if name != "estimate"}
+    given = [table, out, *(owned or []), *(exclude or []), *(scores or []), *([corpus] if corpus else [])]
+    table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
+    owned, exclude, scores = ([absolute(url) for url in urls or []] for urls in (owned, exclude, scores))
+    config = {name: value for name, value in locals().items() if name not in ("estimate", "given")}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
@@ -156,19 +160,19 @@ def select(
         oracle=oracle,
     )
     if estimate:
-        connect(address)
+        connect(address, given)
         return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
     corpus = corpus or opened.corpus
-    corpus_run = runs.require(["ingest"], corpus) if corpus else None
+    corpus_run = runs.require(["ingest"], Folder.at(corpus)) if corpus else None
     files = list_files(scores) if scores else []
     identity = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
     run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
     if run.done:
         return run.done
 
-    connect(address)
+    connect(address, given)
     with explain():
-        have = find_owned(owned or [], exclude or [], opened)
+        have = find_owned(owned, exclude, opened)
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
         opened = join_scores(opened, files, [*(score.column for score in judged), cost_column], have.excluded)
@@ -187,7 +191,7 @@ def select(
         if method != "greedy":
             picked = pick_baselines(opened, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
         else:
-            record = run.path("rounds", "picks.parquet")
+            record = Part(run.out, "rounds/picks.parquet")
             picked, certificate = greedy(
                 opened, groups, request, have, record, exact=exact, oversample=oversample, certified=certify
             )
@@ -196,7 +200,7 @@ def select(
             raise UserError(f"nothing was picked: {picked.selection.stopped}")
         write_selection(run, picked, request)
         if corpus:
-            write_examples(run.path("examples.jsonl"), corpus, chosen["id"].to_pylist())
+            write_examples(run.out, Folder.at(corpus), chosen["id"].to_pylist())
         others = []
         if compare and not picked.interrupted:
             others = comparing.with_baselines(opened, request, picked, have, method, seed, threshold)
@@ -210,7 +214,7 @@ def select(
         log.warning("select: %s", stopped)
         summary += f" ({stopped})"
     whole = {source: rows / opened.rows for source, rows in counts.items()}
-    comparing.write_report(run.path("report.html"), picked, whole, others, summary)
+    comparing.write_report(run.out, picked, whole, others, summary)
     facts: dict[str, Any] = {
         "fingerprint": opened.fingerprint,
         "corpus": corpus,
@@ -237,5 +241,5 @@ def select(
         )
     if others:
         facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
-        storage.write_json(run.path("comparison.json"), others)
+        run.out.write_json("comparison.json", others)
     return run.finish(summary, **facts)

@@ -25,6 +25,7 @@ from selection import FEATURES, load
 from raydpp.dpp.kernels import Kernel
 from raydpp.select.plan import levels
 from raydpp.select.request import Request, merge, select_rows
+from raydpp.storage import Folder
 from raydpp.tables import write_table
 
 PARTS = ("loss", "million", "scaling")
@@ -78,7 +79,7 @@ def planted(folder: Path, rows: int, dimension: int, files: int = FILES, seed: i
         x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float16)
         features = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), dimension)
         ids = [f"{number:04x}{i:08x}" for i in range(count)]
-        write_table(str(folder / f"part-{number:05d}.parquet"), pa.table([ids, features], schema=schema))
+        write_table(Folder.at(folder), f"part-{number:05d}.parquet", pa.table([ids, features], schema=schema))
     return str(folder)
 
 

@@ -18,12 +18,13 @@ from raydpp.gradients.adapters import Adapter
 from raydpp.gradients.model import Dtype, load_tokenizer
 from raydpp.gradients.representations import Extractor, ExtractorConfig, load_extractor
 from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize
+from raydpp.storage import Folder
 from raydpp.tables import read_columns
 
 
 def source_rows(corpus: str) -> dict[str, int]:
     """The number of conversations of every source."""
-    return dict(runs.require(["ingest"], corpus)["counts"]["sources"])
+    return dict(runs.require(["ingest"], Folder.at(corpus))["counts"]["sources"])
 
 
 def tokenised(

@@ -26,7 +26,8 @@ from raydpp.extract.workers import FeatureActor, Work, tokenize_unit
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.representations import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.tokenization import Masking, TokenizedExample
-from raydpp.tables import GRADIENTS, gradient_schema, write_table
+from raydpp.storage import Folder
+from raydpp.tables import GRADIENTS, Part, gradient_schema, write_table
 from tests.faults import Deadly, faulty, refusing
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
@@ -56,7 +57,15 @@ class Isolated(FeatureActor):
 def work(tmp_path: Path) -> Work:
     (tmp_path / "run.json").write_text(json.dumps({"attempt": 1}))
     plan = ActorPlan(0.0, 1.0, 1, 1, 1)
-    return Work(str(tmp_path), 1, ExtractorConfig("none"), Masking(), gradient_schema(4, difficulty=True), plan)
+    return Work(
+        Folder.at(tmp_path),
+        Folder.at(tmp_path),
+        1,
+        ExtractorConfig("none"),
+        Masking(),
+        gradient_schema(4, difficulty=True),
+        plan,
+    )
 
 
 @pytest.fixture
@@ -84,10 +93,10 @@ def unit(first: list[int | None]) -> pa.Table:
     return pa.Table.from_pylist(rows)
 
 
-def outcome(out: str) -> tuple[dict[str, Any], dict[str, str]]:
+def outcome(out: Folder) -> tuple[dict[str, Any], dict[str, str]]:
     """The table's difficulties and the rejects' reasons, by id."""
-    tables = [pq.read_table(path) for path in (Path(out) / GRADIENTS).glob("*.parquet")]
-    lines = [line for path in (Path(out) / REJECTS).glob("*") for line in path.read_text().splitlines()]
+    tables = [pq.read_table(path) for path in (Path(out.url) / GRADIENTS).glob("*.parquet")]
+    lines = [line for path in (Path(out.url) / REJECTS).glob("*") for line in path.read_text().splitlines()]
     rows = [row for table in tables for row in table.to_pylist()]
     return {row["id"]: row["difficulty"] for row in rows}, {one["id"]: one["reason"] for one in map(json.loads, lines)}
 
@@ -115,7 +124,7 @@ def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: 
 
 
 def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, work: Work) -> None:
-    (Path(work.out) / "run.json").write_text(json.dumps({"attempt": 2}))
+    (Path(work.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
     (report,) = actor(unit([2])).to_pylist()
     assert "taken over" in report["error"]
     assert outcome(work.out) == ({}, {})
@@ -125,10 +134,11 @@ def test_what_one_row_does_to_the_tokenizer_is_its_reason(work: Work, tiny_model
     answer = {"role": "assistant", "content": "yes"}
     good = [{"role": "user", "content": "what is a"}, answer]
     corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
-    write_table(str(tmp_path / "corpus.parquet"), corpus)
+    write_table(Folder.at(tmp_path), "corpus.parquet", corpus)
     strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
-    config = Work(work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
-    good_row, bad_row = tokenize_unit(Unit("u", str(tmp_path / "corpus.parquet"), np.array([0, 1])), config).to_pylist()
+    config = Work(work.corpus, work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
+    unit = Unit("u", Part(work.corpus, "corpus.parquet"), np.array([0, 1]))
+    good_row, bad_row = tokenize_unit(unit, config).to_pylist()
     assert good_row["reason"] is None
     assert sum(good_row["response"]) == 2  # the word and the end of turn
     assert bad_row["ids"] is None

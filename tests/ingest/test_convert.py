@@ -13,12 +13,13 @@ from raydpp.ingest.convert import FilePlan, ReadPlan, look, read_row
 from raydpp.ingest.files import RawFile, list_files, read_rows
 from raydpp.ingest.rows import RawRow
 from raydpp.ingest.schemas import ColumnNames, recognise
+from raydpp.storage import Folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def seen(path: Path, *carry: str) -> FilePlan:
-    return look(RawFile(str(path), path.stat().st_size), ColumnNames(), carry)
+    return look(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), ColumnNames(), carry)
 
 
 def test_a_look_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
@@ -45,8 +46,8 @@ def test_a_look_tells_numbers_from_text(tmp_path: Path) -> None:
 
 def test_one_row_becomes_conversations_and_rejects(tmp_path: Path) -> None:
     columns = ("instruction", "instances")
-    item = FilePlan(RawFile("seeds.json", 1), "seeds", columns, "self-instruct")
-    plan = ReadPlan((item,), ColumnNames(), {"score": pa.float64()}, True, str(tmp_path))
+    item = FilePlan(RawFile(Folder.at(tmp_path), "seeds.json", 1), "seeds", columns, "self-instruct")
+    plan = ReadPlan((item,), ColumnNames(), {"score": pa.float64()}, True, Folder.at(tmp_path))
     form = recognise(columns)
     instances = [{"input": "1", "output": "2</s>"}, {"input": "3", "output": " "}]
     raw = RawRow(7, {"instruction": "I", "instances": instances, "score": 3}, None)
@@ -55,7 +56,7 @@ def test_one_row_becomes_conversations_and_rejects(tmp_path: Path) -> None:
     assert (good["row"], good["source"], good["score"]) == (7, "seeds", 3.0)
     assert good["messages"][-1] == {"role": "assistant", "content": "2"}
     assert good["id"] == conversation_id(good["messages"])
-    assert (bad["file"], bad["row"]) == ("seeds.json", 7)
+    assert (bad["file"], bad["row"]) == (str(tmp_path / "seeds.json"), 7)
     assert "empty" in bad["reason"]
     worded = RawRow(8, {"instruction": "I", "instances": instances, "score": "much"}, None)
     assert "numbers in the first rows" in read_row(worded, form, item, plan)[1][0]["reason"]
@@ -67,7 +68,7 @@ def test_real_data() -> None:
     rows, reasons, ids = 0, Counter[tuple[str, str]](), Counter[str]()
     for file in list_files([str(SHARED)]):
         schema = recognise(look(file, ColumnNames(), ()).columns)
-        for raw in read_rows(file.url):
+        for raw in read_rows(file):
             rows += 1
             assert raw.value is not None, raw
             try:

@@ -11,6 +11,7 @@ import pytest
 from raydpp.errors import UserError
 from raydpp.ingest import files as files_module
 from raydpp.ingest.files import RawFile, RawRow, list_files, read_rows
+from raydpp.storage import Folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -26,13 +27,17 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
+def at(path: Path | str) -> RawFile:
+    return RawFile(*Folder.holding(str(path)), 0)
+
+
 def found(root: Path, *inputs: str) -> list[str]:
     return [str(Path(file.url).relative_to(root)) for file in list_files(inputs)]
 
 
 def test_a_folder_is_searched_through(tree: Path) -> None:
     assert found(tree, str(tree)) == ["a.jsonl", "b.json.gz", "deep/c.parquet", "deep/er/d.csv"]
-    assert list_files([str(tree / "a.jsonl")]) == [RawFile(str(tree / "a.jsonl"), 9)]
+    assert list_files([str(tree / "a.jsonl")]) == [RawFile(Folder.at(tree), "a.jsonl", 9)]
 
 
 @pytest.mark.parametrize(
@@ -99,22 +104,23 @@ def test_a_folder_that_may_not_be_listed_is_said_in_words(monkeypatch: pytest.Mo
 def test_remote_files() -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe({"/corpus/in/a b.jsonl": b'{"a": 1}\n', "/corpus/in/deep/b.json": b"[{}]", "/corpus/in/_c.json": b""})
-    expected = [RawFile("memory://corpus/in/a b.jsonl", 9), RawFile("memory://corpus/in/deep/b.json", 4)]
-    assert list_files(["memory://corpus/in"]) == expected
-    assert list_files(["memory://corpus/in/**/*.json*", "memory://corpus/in/a b.jsonl"]) == expected
-    assert list(read_rows(expected[0].url)) == [RawRow(0, {"a": 1}, None)]
+    expected = [("memory://corpus/in/a b.jsonl", 9), ("memory://corpus/in/deep/b.json", 4)]
+    assert [(file.url, file.bytes) for file in list_files(["memory://corpus/in"])] == expected
+    found = list_files(["memory://corpus/in/**/*.json*", "memory://corpus/in/a b.jsonl"])
+    assert [(file.url, file.bytes) for file in found] == expected
+    assert list(read_rows(found[0])) == [RawRow(0, {"a": 1}, None)]
 
 
 def test_a_damaged_file_ends_with_a_reason(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, {"a": 2}, {"a"')
-    *good, last = read_rows(str(path))
+    *good, last = read_rows(at(path))
     assert [row.value for row in good] == [{"a": 1}, {"a": 2}]
     assert (last.row, last.value) == (2, None)
     assert str(last.reason).startswith("the file cannot be read from here on: Expecting ':'")
     for name in ("b.jsonl.gz", "c.parquet"):
         (tmp_path / name).write_bytes(gzip.compress(b"{}\n" * 9)[:-9] + b"PAR1")
-        (only,) = read_rows(str(tmp_path / name))
+        (only,) = read_rows(at(tmp_path / name))
         assert (only.row, only.value) == (0, None)
 
 
@@ -133,11 +139,11 @@ def test_bytes_that_cannot_be_fetched_are_no_damage(name: str, monkeypatch: pyte
         lambda self, path, **_: Unreachable(self, path, b"x" * 100),
     )
     with pytest.raises(TimeoutError, match="no answer"):
-        list(read_rows(f"memory://unreachable/{name}"))
+        list(read_rows(at(f"memory://unreachable/{name}")))
     with pytest.raises(FileNotFoundError):
-        list(read_rows(f"/no/such/{name}"))
+        list(read_rows(at(f"/no/such/{name}")))
 
 
 def test_an_unknown_suffix_is_not_read() -> None:
     with pytest.raises(UserError, match="unknown suffix"):
-        next(read_rows("/data/notes.txt"))
+        next(read_rows(at("/data/notes.txt")))

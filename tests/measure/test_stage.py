@@ -11,6 +11,7 @@ import raydpp
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
 from raydpp.measure.stage import measure, terminal_table
+from raydpp.storage import Folder
 from raydpp.tables import vectors, write_table
 
 
@@ -51,7 +52,7 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tiny_model: str, tm
     with pytest.raises(UserError, match=r"their (adapter|projection) seed differs"):
         measure([table, other], out)
     plain = str(tmp_path / "plain.parquet")
-    write_table(plain, pa.table({"id": ["a"], "x": [1.0]}))
+    write_table(Folder.at(tmp_path), "plain.parquet", pa.table({"id": ["a"], "x": [1.0]}))
     with pytest.raises(UserError, match="no column 'gradient'; it has id, x"):
         measure([plain], out)
     with pytest.raises(UserError, match="not a fixed-size list"):

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.select.request import Request, select_rows
+from raydpp.storage import Folder
 from raydpp.tables import gradient_schema, open_table, vector_array, write_table
 
 DIMENSION = 32
@@ -38,7 +39,7 @@ def make_table(folder: Path, rows: int = 1000, files: int = 16, seed: int = 0) -
     )
     cuts = np.linspace(0, rows, files + 1).astype(int)
     for n, (start, end) in enumerate(pairwise(cuts.tolist())):
-        write_table(str(folder / "table.parquet" / f"part-{n:05d}.parquet"), table.slice(start, end - start))
+        write_table(Folder.at(folder / "table.parquet"), f"part-{n:05d}.parquet", table.slice(start, end - start))
     return str(folder / "table.parquet")
 
 

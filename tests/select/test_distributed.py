@@ -13,7 +13,8 @@ from raydpp.select.distributed import greedy, partitioned
 from raydpp.select.inputs import Owned
 from raydpp.select.plan import ROWS_PER_PARTITION
 from raydpp.select.request import Request
-from raydpp.tables import open_table, vectors, write_table
+from raydpp.storage import Folder
+from raydpp.tables import Part, open_table, vectors, write_table
 
 NOTHING = Owned(None, 0, pa.array([], pa.string()))
 
@@ -28,7 +29,7 @@ def copies(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
         some = x[12:] if file == 4 else x[:12]
         features = pa.FixedSizeListArray.from_arrays(pa.array(some.ravel()), 40)
         ids = [f"{file}-{i:02d}" for i in range(12)]
-        write_table(str(folder / f"part-{file}.parquet"), pa.table({"id": ids, "gradient": features}))
+        write_table(Folder.at(folder), f"part-{file}.parquet", pa.table({"id": ids, "gradient": features}))
     return str(folder)
 
 
@@ -41,7 +42,7 @@ def test_what_partitions_hand_in_twice_is_made_up_for_by_rounds(
     request = Request(Kernel("rbf", 1.0), "gradient", 20)
     with caplog.at_level(logging.INFO, "raydpp"):
         picked, certificate = greedy(
-            table, groups, request, NOTHING, str(tmp_path / "picks.parquet"), exact=False, oversample=1.0
+            table, groups, request, NOTHING, Part(Folder.at(tmp_path), "picks.parquet"), exact=False, oversample=1.0
         )
     assert "are not copies of others; looking for more" in caplog.text
     ids = picked.rows["id"].to_pylist()
@@ -55,7 +56,7 @@ def test_rounds_over_all_partitions_are_exact_and_need_no_certificate(copies: st
     table = open_table(copies, "gradient")
     rows = table.read(table.parts)
     expected = greedy_map(vectors(rows["gradient"]), 20, ids=rows["id"].to_pylist())
-    record = str(tmp_path / "picks.parquet")
+    record = Part(Folder.at(tmp_path), "picks.parquet")
     request = Request(Kernel("rbf", 1.0), "gradient", 20)
     picked, certificate = greedy(
         table, partitioned(table, 3, exact=True), request, NOTHING, record, exact=True, oversample=1.0

@@ -27,12 +27,14 @@ from raydpp.select.exact import exact_greedy
 from raydpp.select.inputs import quality_scales
 from raydpp.select.request import Picked, Request, parse_score
 from raydpp.select.stage import select
+from raydpp.storage import Folder
 from raydpp.tables import (
+    Part,
     gradient_schema,
     open_table,
-    parquet_parts,
+    parquet_at,
     partition_files,
-    read_whole,
+    read_columns,
     vector_array,
     vectors,
     write_table,
@@ -57,7 +59,7 @@ def expected(table: str) -> tuple[list[str], np.ndarray]:
 
 
 def search(
-    table: str, count: int, request: Request, record: str, owned: np.ndarray | None = None, exclude: Any = None
+    table: str, count: int, request: Request, record: Part, owned: np.ndarray | None = None, exclude: Any = None
 ) -> Picked:
     import ray
 
@@ -102,7 +104,7 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
         exclude = pa.array(plain["id"].to_pylist()[::3])
     request = Request(Kernel(kernel), **options)
 
-    picked = search(table, count, request, str(tmp_path / "picks.parquet"), owned, exclude)
+    picked = search(table, count, request, Part(Folder.at(tmp_path), "picks.parquet"), owned, exclude)
     rows, selection = whole(table, request, owned, exclude)
     assert len(rows) > 80
     assert picked.rows["id"].to_pylist() == rows["id"].to_pylist()
@@ -124,7 +126,7 @@ def test_a_search_that_ends_early_says_why_as_greedy_does(table: str, tmp_path: 
         Request(Kernel(), size=SIZE, min_log_gain=-0.4),
         Request(Kernel(), size=SIZE, maximum={"first": 10, "second": 10, "third": 10}),
     ):
-        picked = search(table, 2, request, str(tmp_path / f"{len(request.maximum)}.parquet"))
+        picked = search(table, 2, request, Part(Folder.at(tmp_path), f"{len(request.maximum)}.parquet"))
         rows, selection = whole(table, request)
         assert picked.rows.equals(rows)
         assert 20 < len(rows) < SIZE
@@ -142,7 +144,7 @@ def test_workers_killed_in_a_round_cost_nothing(
     exclude = pa.array(
         open_table(table, "gradient").read_columns([*open_table(table, "gradient").parts], ["id"])["id"][:9]
     )
-    picked = search(table, count, request, str(tmp_path / "picks.parquet"), exclude=exclude)
+    picked = search(table, count, request, Part(Folder.at(tmp_path), "picks.parquet"), exclude=exclude)
     rows, selection = whole(table, request, exclude=exclude)
     assert picked.rows.equals(rows)
     np.testing.assert_allclose(picked.selection.log_gains, selection.log_gains, rtol=1e-9, atol=1e-12)
@@ -235,7 +237,7 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     first = expected[0][:count], expected[1][:count]
     assert_picks(out, first)
     with pytest.raises(UserError, match="unfinished"):
-        runs.require(["select"], out)
+        runs.require(["select"], Folder.at(out))
     assert_picks(cut(out, str(tmp_path / "cut"), count).out, first)
     with caplog.at_level(logging.INFO, "raydpp"):
         assert main(command) == 0
@@ -259,20 +261,21 @@ def test_ctrl_c_before_the_first_pick_is_no_selection(
 
 
 def test_picks_are_recorded_at_a_url_with_options(table: str, tmp_path: Path) -> None:
-    record = f"file://{tmp_path}/rounds/picks.parquet?use_mmap=false"
+    record = Part(Folder.at(f"file://{tmp_path}/rounds?use_mmap=false"), "picks.parquet")
     first = search(table, 1, Request(Kernel(), size=5), record)
     assert stage._recorded(record) == (first.rows["id"].to_pylist(), first.selection.log_gains.tolist())
-    assert stage._recorded(f"file://{tmp_path}/other/picks.parquet?use_mmap=false") is None
+    assert stage._recorded(Part(Folder.at(f"file://{tmp_path}/other?use_mmap=false"), "picks.parquet")) is None
 
 
 def test_a_search_that_fails_leaves_no_actor_behind(table: str, tmp_path: Path) -> None:
-    rows = read_whole(parquet_parts(table))
+    parts = parquet_at(table)
+    rows = read_columns(parts, parts[0].columns)
     features = vectors(rows["gradient"]).copy()
     features[700] *= 3
     column = rows.column_names.index("gradient")
     rows = rows.set_column(column, "gradient", vector_array(features, pa.float16()))
     for start in (0, 500):
-        write_table(str(tmp_path / "long.parquet" / f"{start}.parquet"), rows.slice(start, 500))
+        write_table(Folder.at(tmp_path / "long.parquet"), f"{start}.parquet", rows.slice(start, 500))
     with pytest.raises(UserError, match="norm"):
         select(str(tmp_path / "long.parquet"), str(tmp_path / "out"), 20, partitions=2, exact=True)
     assert alive() == []

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpp import storage
 from raydpp.dpp.objective import Score, robust_scale
 from raydpp.errors import UserError
 from raydpp.ingest.files import list_files
 from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, read_scores, source_counts
 from raydpp.select.request import expand_quotas, parse_quotas
+from raydpp.storage import Folder
 from raydpp.tables import open_table, vectors, write_table
 
 
@@ -29,9 +29,9 @@ def test_what_is_owned_comes_from_tables_parquet_and_files_of_ids(table: str, tm
 
     rows = rows_of(table)
     ids, features = rows["id"].to_pylist(), vectors(rows["gradient"])
-    write_table(str(tmp_path / "features.parquet"), rows.take([3, 1]))
-    write_table(str(tmp_path / "ids.parquet"), rows.select(["id"]).take([7]))
-    storage.write_json_lines(str(tmp_path / "ids.jsonl"), [{"id": ids[9]}, {"id": "gone"}])
+    write_table(Folder.at(tmp_path), "features.parquet", rows.take([3, 1]))
+    write_table(Folder.at(tmp_path), "ids.parquet", rows.select(["id"]).take([7]))
+    Folder.at(tmp_path).write_json_lines("ids.jsonl", [{"id": ids[9]}, {"id": "gone"}])
     (tmp_path / "ids.txt").write_text(f"{ids[1]}\n\n{ids[11]}\n")
     names = ("features.parquet", "ids.parquet", "ids.jsonl", "ids.txt")
     found = find_owned([str(tmp_path / name) for name in names], [], open_table(table, "gradient"))
@@ -106,8 +106,8 @@ def text(path: Path, content: str) -> Path:
 def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
     rows = [{"id": "b", "rating": 2, "note": "x"}, {"id": "007", "rating": 0.5, "note": "y"}]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    write_table(str(tmp_path / "folder" / "a.parquet"), pa.Table.from_pylist(rows[:1]))
-    write_table(str(tmp_path / "folder" / "b.parquet"), pa.Table.from_pylist(rows[1:]))
+    write_table(Folder.at(tmp_path / "folder"), "a.parquet", pa.Table.from_pylist(rows[:1]))
+    write_table(Folder.at(tmp_path / "folder"), "b.parquet", pa.Table.from_pylist(rows[1:]))
     (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     for file in (
         tmp_path / "folder",
@@ -120,7 +120,7 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path) -> None:
 
 
 def test_ids_that_are_numbers_are_compared_as_text(tmp_path: Path) -> None:
-    write_table(str(tmp_path / "a.parquet"), pa.table({"id": [7, 12], "rating": [True, False]}))
+    write_table(Folder.at(tmp_path), "a.parquet", pa.table({"id": [7, 12], "rating": [True, False]}))
     assert scores_in(tmp_path / "a.parquet") == {"id": ["12", "7"], "rating": [0.0, 1.0]}
     assert scores_in(text(tmp_path / "a.jsonl", '{"id": 7, "rating": 3}\n')) == {"id": ["7"], "rating": [3.0]}
 
@@ -165,10 +165,10 @@ def test_mistakes_in_a_file_are_said_in_words(tmp_path: Path, name: str, content
 
 def test_mistakes_in_parquet_are_said_in_words(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
-    write_table(str(path), pa.table({"name": ["a"], "rating": [1]}))
+    write_table(*Folder.holding(str(path)), pa.table({"name": ["a"], "rating": [1]}))
     with pytest.raises(UserError, match="has no column 'id'"):
         scores_in(path)
-    write_table(str(path), pa.table({"id": ["a"], "rating": ["good"]}))
+    write_table(*Folder.holding(str(path)), pa.table({"id": ["a"], "rating": ["good"]}))
     with pytest.raises(UserError, match="does not hold numbers"):
         scores_in(path)
     with pytest.raises(UserError, match="has id, rating, but"):

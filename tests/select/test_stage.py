@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raydpp import runs, storage
+from raydpp import runs
 from raydpp.cli import main
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.objective import standardise
@@ -21,6 +21,7 @@ from raydpp.select import distributed
 from raydpp.select.cut import cut
 from raydpp.select.request import Picked
 from raydpp.select.stage import select
+from raydpp.storage import Folder
 from raydpp.tables import SELECTION_SCHEMA, vectors, write_table
 
 
@@ -72,7 +73,7 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
     with pytest.raises(UserError, match="larger than the pool of 40"):
         select(table, out, 41)
     big = str(tmp_path / "big.parquet")
-    write_table(big, pq.read_table(Path(table) / "gradients").take(list(range(40)) * 2))
+    write_table(Folder.at(tmp_path), "big.parquet", pq.read_table(Path(table) / "gradients").take(list(range(40)) * 2))
     with pytest.raises(UserError, match="rank at most 64"):
         select(big, out, 70, kernel="cosine", ridge=0.0)
     with pytest.raises(UserError, match="written by raydpp ingest"):
@@ -207,10 +208,12 @@ def rated(table: str, tmp_path: Path) -> tuple[str, str]:
         part = pq.read_table(path)
         held = pa.array(ratings[len(rows) : len(rows) + len(part)])
         rows += [{"id": i, "rating": r} for i, r in zip(part["id"].to_pylist(), held.to_pylist(), strict=True)]
-        write_table(str(tmp_path / "with" / "gradients" / path.name), part.append_column("rating", held))
+        write_table(
+            *Folder.holding(str(tmp_path / "with" / "gradients" / path.name)), part.append_column("rating", held)
+        )
     for name in ("run.json", "_SUCCESS"):
         (tmp_path / "with" / name).write_text((Path(table) / name).read_text())
-    storage.write_json_lines(str(tmp_path / "ratings.jsonl"), [*reversed(rows), {"id": "gone", "rating": 99.0}])
+    Folder.at(tmp_path).write_json_lines("ratings.jsonl", [*reversed(rows), {"id": "gone", "rating": 99.0}])
     return str(tmp_path / "with"), str(tmp_path / "ratings.jsonl")
 
 
@@ -279,7 +282,7 @@ def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
         assert main(["select", table, "--out", out, "--size", "20", "--partitions", "1"]) == 130
     assert "raydpp cut" in capsys.readouterr().out
     with pytest.raises(UserError, match="unfinished"):
-        runs.require(["select"], out)
+        runs.require(["select"], Folder.at(out))
     part = cut(out, str(tmp_path / "part"), 8)
     assert picked(part) == picked(whole)[:8]
     again = select(table, out, 20, partitions=1)  # the same command again does all of it
