@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray import cloudpickle
 
 from raydpp.extract.isolation import Features
-from raydpp.extract.workers import FeatureActor, Work
+from raydpp.extract.workers import ExtractJob, FeatureActor
 from raydpp.gradients.representations import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.select.shard_actors import _ShardActor
@@ -51,8 +51,8 @@ def on_cpu() -> type[FeatureActor]:
     """A FeatureActor whose model is on the CPU, for a cluster that only claims to have GPUs."""
 
     class OnCpu(FeatureActor):
-        def __init__(self, work: Work) -> None:
-            super().__init__(replace(work, plan=replace(work.plan, gpus=0.0)))
+        def __init__(self, job: ExtractJob) -> None:
+            super().__init__(replace(job, plan=replace(job.plan, gpus=0.0)))
 
     return OnCpu
 

@@ -11,10 +11,9 @@ from typing import Any, Literal
 from raydpp import runs
 from raydpp.cluster import cluster_plan, connect, explain
 from raydpp.errors import UserError
-from raydpp.extract.dry_run import preflight
 from raydpp.extract.sample import choose
-from raydpp.extract.units import REJECTS, look, plan_units, sweep, unit_rows
-from raydpp.extract.workers import Work, work_off
+from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.extract.workers import ExtractJob, run_units
 from raydpp.gradients.adapters import Adapter
 from raydpp.gradients.fingerprint import fingerprint
 from raydpp.gradients.model import Dtype, load_config, load_tokenizer
@@ -125,8 +124,10 @@ def extract(
         difficulty,
     )
     if dry_run:
+        from raydpp.extract.dry_run import dry_run as measure_cost  # it needs torch, and the rest of this file does not
+
         longest = _longest(max_length, load_config(model), load_tokenizer(model))
-        return preflight(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
+        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
         return run.done
@@ -141,23 +142,23 @@ def extract(
     identity = fingerprint(extractor, masking, tokenizer, store_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":
-        plan_units(chosen, look(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
+        plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
     schema = gradient_schema(
         dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
     )
-    work = Work(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
-    sweep(run.out)
-    before = look(run.out)
+    job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
+    remove_partial_files(run.out)
+    before = scan_output(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
     if len(before.ids):
         log.info("extract: %d of them are done already", len(before.ids))
     began = time.perf_counter()
     with explain(), progress_bar("extract", chosen.rows, "conversation") as bar:
         bar.update(len(before.ids))
-        done, session = work_off(chosen, work, before, per_file, bar)
+        completed, session = run_units(chosen, job, before, per_file, bar)
     seconds = time.perf_counter() - began
-    counts = done.counts
+    counts = completed.counts
     if not counts["rows"]:
         raise UserError(f"no conversation has a usable {representation}: {run.out.url_of(REJECTS)} says why for each")
     rate = session["tokens"] / max(seconds, 1e-9)

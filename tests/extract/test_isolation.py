@@ -56,7 +56,7 @@ def test_a_process_that_dies_on_everything_is_not_the_examples_fault(monkeypatch
     isolated.close()
 
 
-def test_what_is_wrong_with_the_model_comes_out_in_words() -> None:
+def test_what_is_wrong_with_the_model_is_raised_to_the_caller() -> None:
     def broken() -> None:
         raise UserError("there is no such model")
 

@@ -70,7 +70,7 @@ def test_what_has_no_gradient_is_rejected_with_a_reason(cluster: None, tiny_mode
     assert reject["id"]
 
 
-def test_mistakes_are_said_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused(corpus: str, tiny_model: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="could not be loaded"):
         extract(corpus, out, "no/such-model")
@@ -96,7 +96,7 @@ def test_the_real_model_through_the_real_ray(corpus: str, smollm2: str, tmp_path
     assert 0 < min(found["loss"].to_pylist()) < 12
 
 
-def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+def test_weights_that_break_on_the_workers_are_refused(corpus: str, tiny_model: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in Path(tiny_model).iterdir():

@@ -22,7 +22,7 @@ from raydpp.extract import workers
 from raydpp.extract.isolation import Features
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Unit
-from raydpp.extract.workers import FeatureActor, Work, tokenize_unit
+from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_unit
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.representations import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.tokenization import Masking, TokenizedExample
@@ -54,10 +54,10 @@ class Isolated(FeatureActor):
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def job(tmp_path: Path) -> ExtractJob:
     (tmp_path / "run.json").write_text(json.dumps({"attempt": 1}))
     plan = ActorPlan(0.0, 1.0, 1, 1, 1)
-    return Work(
+    return ExtractJob(
         Folder.at(tmp_path),
         Folder.at(tmp_path),
         1,
@@ -69,8 +69,8 @@ def work(tmp_path: Path) -> Work:
 
 
 @pytest.fixture
-def actor(work: Work) -> Any:
-    found = Isolated(work)
+def actor(job: ExtractJob) -> Any:
+    found = Isolated(job)
     yield found
     assert not isinstance(found._extractor, UserError)
     found._extractor.close()
@@ -101,43 +101,43 @@ def outcome(out: Folder) -> tuple[dict[str, Any], dict[str, str]]:
     return {row["id"]: row["difficulty"] for row in rows}, {one["id"]: one["reason"] for one in map(json.loads, lines)}
 
 
-def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, work: Work) -> None:
+def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, job: ExtractJob) -> None:
     (report,) = actor(unit([2, None, HOPELESS, 3])).to_pylist()
     assert (report["rows"], report["rejects"], report["tokens"], report["error"]) == (2, 2, 6, None)
-    assert outcome(work.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
+    assert outcome(job.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
 
 
 @pytest.mark.parametrize("bad", [None, HOPELESS, DEADLY])
-def test_a_unit_without_a_usable_row_is_all_rejects(actor: FeatureActor, work: Work, bad: int | None) -> None:
+def test_a_unit_without_a_usable_row_is_all_rejects(actor: FeatureActor, job: ExtractJob, bad: int | None) -> None:
     (report,) = actor(unit([bad, bad])).to_pylist()
     assert (report["rows"], report["rejects"], report["error"]) == (0, 2, None)
-    table, rejects = outcome(work.out)
+    table, rejects = outcome(job.out)
     assert not table
     assert sorted(rejects) == ["00", "01"]
 
 
-def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: FeatureActor, work: Work) -> None:
+def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: FeatureActor, job: ExtractJob) -> None:
     actor(unit([HOPELESS, DEADLY, 2, 3]))
-    table, rejects = outcome(work.out)
+    table, rejects = outcome(job.out)
     assert table == {"02": 4.0, "03": 6.0}
     assert sorted(rejects) == ["00", "01"]
 
 
-def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, work: Work) -> None:
-    (Path(work.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
+def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, job: ExtractJob) -> None:
+    (Path(job.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
     (report,) = actor(unit([2])).to_pylist()
     assert "taken over" in report["error"]
-    assert outcome(work.out) == ({}, {})
+    assert outcome(job.out) == ({}, {})
 
 
-def test_what_one_row_does_to_the_tokenizer_is_its_reason(work: Work, tiny_model: str, tmp_path: Path) -> None:
+def test_what_one_row_does_to_the_tokenizer_is_its_reason(job: ExtractJob, tiny_model: str, tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": "yes"}
     good = [{"role": "user", "content": "what is a"}, answer]
     corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
     write_table(Folder.at(tmp_path), "corpus.parquet", corpus)
     strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
-    config = Work(work.corpus, work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
-    unit = Unit("u", Part(work.corpus, "corpus.parquet"), np.array([0, 1]))
+    config = ExtractJob(job.corpus, job.out, 1, ExtractorConfig(strict), Masking(), job.schema, job.plan)
+    unit = Unit("u", Part(job.corpus, "corpus.parquet"), np.array([0, 1]))
     good_row, bad_row = tokenize_unit(unit, config).to_pylist()
     assert good_row["reason"] is None
     assert sum(good_row["response"]) == 2  # the word and the end of turn
