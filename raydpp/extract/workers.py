@@ -6,8 +6,10 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -104,7 +106,27 @@ def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
         num_cpus=job.plan.cpus,
         num_gpus=job.plan.gpus,
     )
-    yield from reports.iter_rows()
+    with _actor_arguments_by_value():
+        yield from reports.iter_rows()
+
+
+@contextmanager
+def _actor_arguments_by_value() -> Iterator[None]:
+    """Give Ray Data's actors what they are made of by value.
+
+    Ray Data 2.60 puts the context and the function of every actor pool into the object store, however small they are
+    (ray-project/ray#57733), and Ray's core then prints an error: an actor whose arguments are lost cannot be started
+    again. There is no option for it. Here both are a few kilobytes: inside the actor's own description they are lost
+    with nothing.
+    """
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+    with mock.patch.multiple(
+        ActorPoolMapOperator,
+        _data_context_ref=property(lambda pool: pool.data_context),
+        _map_transformer_ref=property(lambda pool: pool._map_transformer),
+    ):
+        yield
 
 
 def _tokenise(table: pa.Table, job: ExtractJob) -> pa.Table:

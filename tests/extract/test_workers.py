@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -166,6 +167,14 @@ def test_a_worker_killed_once_costs_nothing(
     run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=8)
     assert (tmp_path / "log.died").exists()
     assert sorted(found_in(run.out)[0]) == all_ids(corpus)
+
+
+def test_ray_has_nothing_to_say_against_how_actors_are_made(table: str) -> None:
+    import ray
+
+    logs = Path(vars(ray.get_runtime_context().worker)["node"].get_logs_dir_path())
+    (log,) = logs.glob(f"python-core-driver-*_{os.getpid()}.log")  # whatever this process's core prints is there too
+    assert "constructor arguments" not in log.read_text()
 
 
 def test_as_many_actors_as_cpus_leave_a_share_for_what_feeds_them(corpus: str, tiny_model: str, tmp_path: Path) -> None:
