@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -120,12 +121,10 @@ def _load_in_child(load: bytes) -> None:
 
 
 def _extract_in_child(examples: list[TokenizedExample]) -> ExampleFeatures:
-    import torch
-
     try:
         found: ExampleFeatures = _in_child(examples)
         return found
-    except getattr(torch, "AcceleratorError", ()):
+    except getattr(sys.modules.get("torch"), "AcceleratorError", ()):
         os._exit(1)  # the device is lost to this process: every later call would fail too
 
 
