@@ -143,12 +143,10 @@ def padding(lengths: list[int], budget: int, unit: int) -> float:
 def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float:
     """Of the weights' products (2 a parameter and token forward, 2 more backward), without those of attention."""
     model: nn.Module = extractor.model  # type: ignore[attr-defined]
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     top = head.weight.numel() if head is not None else 0
-    if head is not None and id(head.weight) not in tables:
-        body -= top
+    apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in apart)
     backward = 0.0
     if isinstance(extractor, GradientExtractor):
         order = {id(module): n for n, module in enumerate(model.modules())}

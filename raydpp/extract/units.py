@@ -108,12 +108,12 @@ def plan_units(chosen: Sample, completed: Completed, size: int, attempt: int) ->
         UserError: Something completed is not among the conversations that take part.
     """
     units, matched = [], 0
-    ends_empty = np.append(completed.ids, b"")  # nobody's id stands where a search finds none
+    padded = np.append(completed.ids, b"")  # no id is empty: what a search beyond the last one finds is not it
     for part in chosen.parts:
         table = read_columns([part], ["id", "source"])
         table = chosen.filter(table.append_column("row", pa.array(np.arange(len(table)))))
         ids = _as_bytes(table["id"])
-        known = ends_empty[np.searchsorted(completed.ids, ids)] == ids
+        known = padded[np.searchsorted(completed.ids, ids)] == ids
         matched += int(known.sum())
         rows, names = table["row"].to_numpy()[~known], ids[~known]
         for start in range(0, len(rows), size):

@@ -6,7 +6,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -86,6 +85,7 @@ def run_units(
 def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
     """What the actors report of each unit, in the order in which they finish."""
     import ray
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
     blocks = [
         pa.table({"name": [unit.name], "file": [unit.part.name], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
@@ -106,27 +106,15 @@ def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
         num_cpus=job.plan.cpus,
         num_gpus=job.plan.gpus,
     )
-    with _actor_arguments_by_value():
-        yield from reports.iter_rows()
-
-
-@contextmanager
-def _actor_arguments_by_value() -> Iterator[None]:
-    """Give Ray Data's actors what they are made of by value.
-
-    Ray Data 2.60 puts the context and the function of every actor pool into the object store, however small they are
-    (ray-project/ray#57733), and Ray's core then prints an error: an actor whose arguments are lost cannot be started
-    again. There is no option for it. Here both are a few kilobytes: inside the actor's own description they are lost
-    with nothing.
-    """
-    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
-
+    # By value: what an actor is made of, a few kilobytes here. Ray Data 2.60 would put it into the object store, for
+    # which it has no option (ray-project/ray#57733), and Ray's core prints an error about actors whose arguments can
+    # be lost. Inside the actor's own description they cannot.
     with mock.patch.multiple(
         ActorPoolMapOperator,
         _data_context_ref=property(lambda pool: pool.data_context),
         _map_transformer_ref=property(lambda pool: pool._map_transformer),
     ):
-        yield
+        yield from reports.iter_rows()
 
 
 def _tokenise(table: pa.Table, job: ExtractJob) -> pa.Table:
@@ -201,8 +189,10 @@ class FeatureActor:
         features = self._job.schema.empty_table()
         if None in result.reasons:  # else neither D nor the scores are known
             features = feature_table(usable, examples, result, self._job.schema).filter(good)
+        refused = table.filter(pc.is_valid(table["reason"]))
         failed = usable.drop_columns("reason").append_column("reason", pa.array(result.reasons, pa.string()))
-        rejects = _rejects(table.filter(pc.is_valid(table["reason"]))) + _rejects(failed.filter(pc.invert(good)))
+        failed = failed.filter(pc.invert(good))
+        rejects = [row for part in (refused, failed) for row in part.select(["id", "source", "reason"]).to_pylist()]
         require_attempt(self._job)
         name = table["unit"][0].as_py()
         # The rejects first: a unit whose Parquet file is there, which is what people look at, is whole.
@@ -244,10 +234,6 @@ def feature_table(
     if result.difficulties is not None:
         columns["difficulty"] = pa.array(result.difficulties)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def _rejects(table: pa.Table) -> list[dict[str, Any]]:
-    return table.select(["id", "source", "reason"]).to_pylist()
 
 
 def require_attempt(job: ExtractJob) -> None:
