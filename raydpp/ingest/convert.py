@@ -15,7 +15,7 @@ from raydpp.errors import RowError, UserError
 from raydpp.ingest.conversation import conversation_id, validated
 from raydpp.ingest.files import RawFile, read_rows
 from raydpp.ingest.rows import RawRow
-from raydpp.ingest.schemas import ColumnNames, Format, recognise
+from raydpp.ingest.schemas import ColumnNames, Schema, detect_schema
 from raydpp.storage import Folder
 from raydpp.tables import corpus_schema
 
@@ -23,7 +23,7 @@ _PEEK = 20  # rows that decide a file's schema
 
 
 @dataclass(frozen=True)
-class FilePlan:
+class SniffedFile:
     """What a look at a file's first rows found.
 
     Attributes:
@@ -46,10 +46,10 @@ class FilePlan:
 
 
 @dataclass(frozen=True)
-class ReadPlan:
+class IngestJob:
     """How all files are read, the same for every task."""
 
-    files: tuple[FilePlan, ...]
+    files: tuple[SniffedFile, ...]
     names: ColumnNames
     carried: dict[str, pa.DataType]
     strip_markers: bool
@@ -64,7 +64,7 @@ class ReadPlan:
         return schema
 
 
-def look(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> FilePlan:
+def sniff(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> SniffedFile:
     """Recognise a file's schema by its first readable rows."""
     source = PurePosixPath(file.name).name.split(".")[0]
     readable = (raw.value for raw in islice(read_rows(file), 100 * _PEEK) if raw.value is not None)
@@ -74,14 +74,14 @@ def look(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> FilePlan:
     numbers = frozenset(column for column, held in values.items() if held and all(map(_is_number, held)))
     texts = frozenset(column for column, held in values.items() if held) - numbers
     try:
-        name = recognise(columns, names).name if columns else None
+        name = detect_schema(columns, names).name if columns else None
     except UserError as error:
-        return FilePlan(file, source, columns, None, error=str(error))
-    return FilePlan(file, source, columns, name, numbers, texts)
+        return SniffedFile(file, source, columns, None, error=str(error))
+    return SniffedFile(file, source, columns, name, numbers, texts)
 
 
-def read_row(
-    raw: RawRow, form: Format | None, item: FilePlan, plan: ReadPlan
+def convert_row(
+    raw: RawRow, form: Schema | None, item: SniffedFile, plan: IngestJob
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """One raw row -> its conversations that can be used, and rejects for what cannot."""
     examples: list[dict[str, Any]] = []

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 from raydpp import runs
 from raydpp.cluster import connect, explain
 from raydpp.errors import UserError
-from raydpp.ingest.convert import ReadPlan, look, read_row
+from raydpp.ingest.convert import IngestJob, convert_row, sniff
 from raydpp.ingest.files import RawFile, list_files, read_rows
-from raydpp.ingest.schemas import ColumnNames, recognise
+from raydpp.ingest.schemas import ColumnNames, detect_schema
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
 from raydpp.tables import corpus_schema, write_table
@@ -112,11 +112,11 @@ def ingest(
 
 def _plan(
     found: Sequence[RawFile], names: ColumnNames, carry: tuple[str, ...], strip_markers: bool, out: Folder
-) -> ReadPlan:
+) -> IngestJob:
     import ray
 
     looks = ray.data.range(len(found), override_num_blocks=len(found)).map(
-        lambda row: {"id": row["id"], "look": look(found[row["id"]], names, carry)}
+        lambda row: {"id": row["id"], "look": sniff(found[row["id"]], names, carry)}
     )
     files = tuple(row["look"] for row in sorted(looks.iter_rows(), key=lambda row: row["id"]))
     for item in files:
@@ -127,10 +127,12 @@ def _plan(
         raise UserError(f"--carry {unseen[0]}: no file has this column")
     texts = frozenset().union(*(item.texts for item in files))
     numbers = frozenset().union(*(item.numbers for item in files)) - texts
-    return ReadPlan(files, names, {c: pa.float64() if c in numbers else pa.string() for c in carry}, strip_markers, out)
+    return IngestJob(
+        files, names, {c: pa.float64() if c in numbers else pa.string() for c in carry}, strip_markers, out
+    )
 
 
-def _stage(plan: ReadPlan) -> Counter[str]:
+def _stage(plan: IngestJob) -> Counter[str]:
     import ray
 
     totals: Counter[str] = Counter()
@@ -146,14 +148,14 @@ def _stage(plan: ReadPlan) -> Counter[str]:
     return totals
 
 
-def stage_file(batch: dict[str, Any], plan: ReadPlan) -> Iterator[dict[str, list[int]]]:
+def stage_file(batch: dict[str, Any], plan: IngestJob) -> Iterator[dict[str, list[int]]]:
     """Read one file; set its conversations aside, chunk by chunk, and yield each chunk's counts.
 
     Files are named by where the chunk comes from: a task that is repeated writes the same files again.
     """
     index = int(batch["id"][0])
     item = plan.files[index]
-    form = recognise(item.columns, plan.names) if item.columns else None
+    form = detect_schema(item.columns, plan.names) if item.columns else None
     rows = read_rows(item.file)
     while chunk := list(itertools.islice(rows, _CHUNK)):
         name = f"{index:06d}-{chunk[0].row:012d}"
@@ -161,7 +163,7 @@ def stage_file(batch: dict[str, Any], plan: ReadPlan) -> Iterator[dict[str, list
         rejects: list[dict[str, Any]] = []
         markers = 0
         for raw in chunk:
-            good, bad = read_row(raw, form, item, plan)
+            good, bad = convert_row(raw, form, item, plan)
             markers += sum(example.pop("marker") for example in good)
             examples += [example | {"file": index} for example in good]
             rejects += bad
@@ -183,7 +185,7 @@ def bucket_of(identity: str, buckets: int) -> int:
     return int(identity[:12], 16) * buckets >> 48
 
 
-def _shuffle(plan: ReadPlan, rows: int, buckets: int) -> Counter[str]:
+def _shuffle(plan: IngestJob, rows: int, buckets: int) -> Counter[str]:
     """Gather the conversations by bucket and write each as a file; counts of kept rows by source, and duplicates."""
     import ray
 
@@ -209,7 +211,7 @@ def _with_bucket(table: pa.Table, buckets: int) -> pa.Table:
     return table.set_column(table.schema.get_field_index("bucket"), "bucket", values)
 
 
-def write_bucket(table: pa.Table, plan: ReadPlan) -> pa.Table:
+def write_bucket(table: pa.Table, plan: IngestJob) -> pa.Table:
     """One bucket's conversations: sorted by id, each id once (its first row in the order of files), written whole."""
     table = table.sort_by([("id", "ascending"), ("file", "ascending"), ("row", "ascending")])
     ids = table["id"].to_pylist()

@@ -9,20 +9,20 @@ import pytest
 
 from raydpp.errors import RowError
 from raydpp.ingest.conversation import conversation_id, validated
-from raydpp.ingest.convert import FilePlan, ReadPlan, look, read_row
+from raydpp.ingest.convert import IngestJob, SniffedFile, convert_row, sniff
 from raydpp.ingest.files import RawFile, list_files, read_rows
 from raydpp.ingest.rows import RawRow
-from raydpp.ingest.schemas import ColumnNames, recognise
+from raydpp.ingest.schemas import ColumnNames, detect_schema
 from raydpp.storage import Folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def seen(path: Path, *carry: str) -> FilePlan:
-    return look(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), ColumnNames(), carry)
+def seen(path: Path, *carry: str) -> SniffedFile:
+    return sniff(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), ColumnNames(), carry)
 
 
-def test_a_look_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
+def test_sniffing_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.b.jsonl"
     path.write_text("broken\n" + "".join(json.dumps({"prompt": "p", f"completion{n}": 2}) + "\n" for n in range(30)))
     assert seen(path).columns == ("prompt", *(f"completion{n}" for n in range(20)))
@@ -34,7 +34,7 @@ def test_a_look_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> 
     assert seen(path).format_name is None
 
 
-def test_a_look_tells_numbers_from_text(tmp_path: Path) -> None:
+def test_sniffing_tells_numbers_from_text(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"prompt": "p", "completion": "c", "n": n, "t": str(n), "mixed": [n, "x"][n % 2]} for n in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -46,12 +46,12 @@ def test_a_look_tells_numbers_from_text(tmp_path: Path) -> None:
 
 def test_one_row_becomes_conversations_and_rejects(tmp_path: Path) -> None:
     columns = ("instruction", "instances")
-    item = FilePlan(RawFile(Folder.at(tmp_path), "seeds.json", 1), "seeds", columns, "self-instruct")
-    plan = ReadPlan((item,), ColumnNames(), {"score": pa.float64()}, True, Folder.at(tmp_path))
-    form = recognise(columns)
+    item = SniffedFile(RawFile(Folder.at(tmp_path), "seeds.json", 1), "seeds", columns, "self-instruct")
+    plan = IngestJob((item,), ColumnNames(), {"score": pa.float64()}, True, Folder.at(tmp_path))
+    form = detect_schema(columns)
     instances = [{"input": "1", "output": "2</s>"}, {"input": "3", "output": " "}]
     raw = RawRow(7, {"instruction": "I", "instances": instances, "score": 3}, None)
-    (good,), (bad,) = read_row(raw, form, item, plan)
+    (good,), (bad,) = convert_row(raw, form, item, plan)
     assert good["marker"]
     assert (good["row"], good["source"], good["score"]) == (7, "seeds", 3.0)
     assert good["messages"][-1] == {"role": "assistant", "content": "2"}
@@ -59,15 +59,15 @@ def test_one_row_becomes_conversations_and_rejects(tmp_path: Path) -> None:
     assert (bad["file"], bad["row"]) == (str(tmp_path / "seeds.json"), 7)
     assert "empty" in bad["reason"]
     worded = RawRow(8, {"instruction": "I", "instances": instances, "score": "much"}, None)
-    assert "numbers in the first rows" in read_row(worded, form, item, plan)[1][0]["reason"]
-    assert read_row(RawRow(9, None, "not JSON"), form, item, plan)[1][0]["reason"] == "not JSON"
+    assert "numbers in the first rows" in convert_row(worded, form, item, plan)[1][0]["reason"]
+    assert convert_row(RawRow(9, None, "not JSON"), form, item, plan)[1][0]["reason"] == "not JSON"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the development data is not there")
 def test_real_data() -> None:
     rows, reasons, ids = 0, Counter[tuple[str, str]](), Counter[str]()
     for file in list_files([str(SHARED)]):
-        schema = recognise(look(file, ColumnNames(), ()).columns)
+        schema = detect_schema(sniff(file, ColumnNames(), ()).columns)
         for raw in read_rows(file):
             rows += 1
             assert raw.value is not None, raw
