@@ -22,7 +22,7 @@ def conversation_id(messages: Iterable[Message]) -> str:
     """The id of a conversation: a hash of its roles and contents, the same wherever it is read (32 hex digits).
 
     It is BLAKE2b (RFC 7693) of 16 bytes over the canonical JSON `[["role","content"],...]` (no spaces, UTF-8,
-    nothing escaped that JSON lets stand).
+    nothing escaped that JSON allows as it is).
     """
     # A hash is uniform and independent of what the text is about: sorting by id is a shuffle that every run repeats,
     # and any range of ids is a random sample of the corpus.

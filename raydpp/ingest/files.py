@@ -26,11 +26,11 @@ _KNOWN = f"{', '.join(SUFFIXES)}, and all but Parquet with {', '.join(CODECS)} b
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read, and its size (0 where the server does not say)."""
+    """A file to read, and its size (None where the server does not say)."""
 
     folder: Folder
     name: str
-    bytes: int
+    bytes: int | None
 
     @property
     def url(self) -> str:
@@ -97,7 +97,7 @@ def _files_of(url: str) -> list[RawFile]:
     if info.type == pafs.FileType.File:
         if kind_of(path) is None:
             raise UserError(f"{url} has an unknown suffix. Known are {_KNOWN}.")
-        return [RawFile(*Folder.holding(url), info.size or 0)]
+        return [RawFile(*Folder.holding(url), info.size)]
     if info.type == pafs.FileType.Directory:
         folder, found, hidden_wanted, failure = Folder.at(url), [""], False, "has no file"
     elif glob_of := split_glob(url):
@@ -113,7 +113,7 @@ def _files_of(url: str) -> list[RawFile]:
     for below in [info for info in infos if info.type == pafs.FileType.Directory]:
         infos += folder.system.get_file_info(pafs.FileSelector(below.path, recursive=True))
     files = [
-        RawFile(folder, info.path, info.size or 0)
+        RawFile(folder, info.path, info.size)
         for info in infos
         if info.type == pafs.FileType.File and kind_of(info.path) is not None
         if hidden_wanted or not any(name.startswith((".", "_")) for name in info.path.split("/"))

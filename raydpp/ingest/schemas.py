@@ -88,27 +88,19 @@ def read_instances(row: Row, system: str = "system") -> list[list[Message]]:
     ]
 
 
+def _pairs(prompt: str, response: str, context: str | None = None) -> Callable[..., list[list[Message]]]:
+    return partial(read_pair, prompt=prompt, response=response, context=context)
+
+
 SCHEMAS = (  # the more specific first: the first whose columns are all there is taken
     Schema("messages", ("messages",), partial(read_turns, column="messages")),
     Schema("sharegpt", ("conversations",), partial(read_turns, column="conversations")),
     Schema("self-instruct", ("instruction", "instances"), read_instances),
-    Schema(
-        "alpaca",
-        ("instruction", "output"),
-        partial(read_pair, prompt="instruction", context="input", response="output"),
-    ),
-    Schema(
-        "dolly",
-        ("instruction", "context", "response"),
-        partial(read_pair, prompt="instruction", context="context", response="response"),
-    ),
-    Schema(
-        "instruction/response",
-        ("instruction", "response"),
-        partial(read_pair, prompt="instruction", context="input", response="response"),
-    ),
-    Schema("prompt/completion", ("prompt", "completion"), partial(read_pair, prompt="prompt", response="completion")),
-    Schema("question/answer", ("question", "answer"), partial(read_pair, prompt="question", response="answer")),
+    Schema("alpaca", ("instruction", "output"), _pairs("instruction", "output", context="input")),
+    Schema("dolly", ("instruction", "context", "response"), _pairs("instruction", "response", context="context")),
+    Schema("instruction/response", ("instruction", "response"), _pairs("instruction", "response", context="input")),
+    Schema("prompt/completion", ("prompt", "completion"), _pairs("prompt", "completion")),
+    Schema("question/answer", ("question", "answer"), _pairs("question", "answer")),
 )
 
 
@@ -133,8 +125,7 @@ def detect_schema(columns: Collection[str], names: ColumnNames | None = None) ->
     if names.messages is not None:
         found = Schema("named columns", (names.messages,), partial(read_turns, column=names.messages))
     elif names.prompt is not None and names.response is not None:
-        pair = partial(read_pair, prompt=names.prompt, response=names.response)
-        found = Schema("named columns", (names.prompt, names.response), pair)
+        found = Schema("named columns", (names.prompt, names.response), _pairs(names.prompt, names.response))
     else:
         found = next((schema for schema in SCHEMAS if set(schema.columns) <= set(columns)), None)
         if found is None:
