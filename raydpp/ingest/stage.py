@@ -27,7 +27,7 @@ from raydpp.progress import progress_bar
 from raydpp.storage import absolute
 
 if TYPE_CHECKING:
-    from raydpp.ingest.convert import IngestJob
+    from raydpp.ingest.convert import IngestJob, SniffedFile
     from raydpp.ingest.files import RawFile
 
 log = logging.getLogger(__name__)
@@ -90,8 +90,7 @@ def ingest(
     names = ColumnNames(prompt_column, response_column, system_column, messages_column)
     with ThreadPoolExecutor(16) as pool:  # a few rows of each: waiting, not computing
         sniffed = tuple(pool.map(lambda file: sniff(file, names, carry or ()), found))
-    for one in sniffed:
-        log.info("ingest: %s: %s", one.file.url, one.schema.name if one.schema else "no readable row")
+    _report_schemas(sniffed)
     job = IngestJob(sniffed, carried_types(sniffed, carry or ()), strip_markers, buckets, run.out)
     if on_cluster := needs_cluster(found, address):
         connect(address, given)
@@ -120,6 +119,19 @@ def needs_cluster(files: Sequence[RawFile], address: str | None) -> bool:
     """Whether Ray reads the input: a cluster is named, or the input is large, or nobody knows how large it is."""
     size = sum(_LARGE if file.bytes is None else file.bytes for file in files)
     return size >= _LARGE or bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def _report_schemas(files: Sequence[SniffedFile]) -> None:
+    """Log what schema the files have, in one line if it is the same; the files without one are named."""
+    names: dict[str, list[str]] = {}
+    for sniffed in files:
+        if sniffed.schema:
+            names.setdefault(sniffed.schema.name, []).append(sniffed.file.name)
+        else:
+            log.info("ingest: %s: no readable row", sniffed.file.url)
+    for schema, found in names.items():
+        few = f" ({', '.join(found)})" if len(names) > 1 and len(found) <= 3 else ""
+        log.info("ingest: %d file%s: %s%s", len(found), "s" * (len(found) > 1), schema, few)
 
 
 def _stage(job: IngestJob, on_cluster: bool) -> Counter[str]:

@@ -96,6 +96,28 @@ def test_files_are_ranges_of_ids_in_order(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "corpus", "run.json"]
 
 
+def test_files_of_one_schema_are_reported_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def lines(name: str) -> list[str]:
+        caplog.clear()
+        ingest([str(tmp_path / "in")], str(tmp_path / name))
+        return [record.getMessage() for record in caplog.records if record.name == "raydpp.ingest.stage"]
+
+    caplog.set_level("INFO", "raydpp")
+    write(tmp_path / "in" / "a.jsonl", GOOD)
+    assert lines("one") == ["ingest: 1 file: prompt/completion"]
+    for name in "bcd":
+        write(tmp_path / "in" / f"{name}.jsonl", GOOD)
+    assert lines("four") == ["ingest: 4 files: prompt/completion"]
+    broken = write(tmp_path / "in" / "e.jsonl", "{not json")
+    for name in ("f", "deep/g"):
+        write(tmp_path / "in" / f"{name}.jsonl", {"question": "Q", "answer": "A"})
+    assert lines("all") == [
+        f"ingest: {broken}: no readable row",
+        "ingest: 4 files: prompt/completion",
+        "ingest: 2 files: question/answer (deep/g.jsonl, f.jsonl)",
+    ]
+
+
 def test_names_of_sources_and_carried_columns_are_free(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "duplicates.jsonl", {**GOOD, "file": "f", "row": 7}, GOOD)
     outcome = ingest([source], str(tmp_path / "out"), carry=["file", "row"])
