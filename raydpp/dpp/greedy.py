@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -24,8 +23,6 @@ from raydpp.errors import UserError
 
 log = logging.getLogger(__name__)
 
-AtFloor = Literal["stop", "continue"]
-
 
 def greedy_map(
     features: Features,
@@ -41,13 +38,10 @@ def greedy_map(
     exclude: Ids | None = None,
     tokens: float | None = None,
     costs: Sequence[float] | np.ndarray | None = None,
-    cost_power: float = 1.0,
     sources: Sequence[str] | np.ndarray | None = None,
     minimum: Quotas | None = None,
     maximum: Quotas | None = None,
     min_log_gain: float | None = None,
-    at_floor: AtFloor = "stop",
-    tolerance: float = 0.0,
     oracle: OracleName = "auto",
     device: torch.device | str | None = None,
     progress: Progress | bool = False,
@@ -61,8 +55,8 @@ def greedy_map(
     the smallest id, so the picks depend neither on row order nor on the oracle.
 
     When all that is left is at or below the numerical floor (``kernels.RESIDUAL_FLOOR``), exact copies of picks or
-    a kernel whose rank is used up, the run ends early, or goes on by quality and then by id (``at_floor``);
-    ``stopped`` says at which pick and why. With w = 1 diversity does not count: it is the top by quality.
+    a kernel whose rank is used up, the run ends early; ``stopped`` says at which pick and why. With w = 1 diversity
+    does not count: it is the top by quality.
 
     Ctrl-C ends the run and returns the picks so far; a second one is an ordinary KeyboardInterrupt.
 
@@ -82,18 +76,11 @@ def greedy_map(
         tokens: The largest sum of ``costs``. An item's gain is then its residual per cost, and what no longer
             fits is passed over.
         costs: (N,) what each item costs, > 0.
-        cost_power: a >= 0: residuals are divided by cost^a; 1 is per token, 0 looks at costs only where they no
-            longer fit.
         sources: (N,) a label for each item, for the quotas.
         minimum: For sources by name, at least so many items (a fraction below 1 is of ``size``); ``*`` stands for
             every other source.
         maximum: At most so many, likewise.
         min_log_gain: Stop before the first pick whose log gain, in nats, is below this.
-        at_floor: ``stop`` or ``continue``.
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best at the time, for fewer refreshes; with
-            quality or costs the same holds for exp(score / (1 - w)). Each pick gives away at most
-            log(1 / (1 - tolerance)) nats against the best one at its time, so the log det is at least the sum
-            of the largest log gains available along the way less M log(1 / (1 - tolerance)). 0 is exact.
         oracle: How gains are computed: ``textbook``, ``cholesky`` (any kernel), ``feature-space`` (cosine with a
             ridge); ``auto`` chooses by kernel and size. All give the same picks.
         device: Where to compute; needs float64.
@@ -107,7 +94,7 @@ def greedy_map(
     similarity = Kernel(kernel, gamma, ridge)
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give a size, a number of tokens, or a smallest log gain to stop at")
-    check_options(quality_weight, cost_power, tolerance, at_floor)
+    check_weight(quality_weight)
     rows = UnitRows(features, ids, device)  # (N, D)
     n = len(rows)
     scores = check_scores(quality, quality_weight, n)
@@ -116,7 +103,7 @@ def greedy_map(
     exclude_rows = np.concatenate([owned_rows[owned_rows < n], rows_of(exclude, ids, n, "exclude")])
     ledger = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).ledger(n)
     counted = None if tokens is None else np.asarray(costs, dtype=np.float64)
-    value = worth(n, quality_weight, scores, counted, cost_power)  # (N,)
+    value = worth(n, quality_weight, scores, counted)  # (N,)
     extra = len(rows) - n
     ledger.extend(extra)
     order = np.concatenate([order, np.arange(n, n + extra)])
@@ -126,7 +113,7 @@ def greedy_map(
         if quality_weight == 1.0:
             picks = in_order(ledger, np.lexsort((order, -value)), report)
             return Selection.of(picks, ordered_log_gains(rows, picks, similarity, owned_rows), oracle="by quality")
-        if size is not None and at_floor == "stop":
+        if size is not None:
             similarity.check_budget(most + len(owned_rows), rows.dimension)
         name = choose_oracle(oracle, similarity, len(rows), rows.dimension, most + len(owned_rows))
         log.info("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
@@ -134,7 +121,6 @@ def greedy_map(
             make_oracle(name, rows, similarity, most + len(owned_rows)),
             Objective(similarity, 1.0 - quality_weight, value if value.any() else None),
             order,
-            tolerance,
         )
         try:
             search.condition(owned_rows)
@@ -143,25 +129,14 @@ def greedy_map(
             if not search.log_gains:
                 raise
             stopped = f"interrupted after {len(search.log_gains)} picks, which are the selection for that budget"
-        gains = search.log_gains
-        picks = search.indices[: len(gains)]
-        if search.at_floor and at_floor == "continue":
-            stopped = f"{stopped}; went on by quality, then by id"
-            picks += in_order(ledger, np.lexsort((order, -value)), report)
-            gains = gains + [math.log(similarity.floor)] * (len(picks) - len(gains))
-    return Selection.of(picks, gains, stopped, name)
+    gains = search.log_gains
+    return Selection.of(search.indices[: len(gains)], gains, stopped, name)
 
 
-def check_options(weight: float, cost_power: float, tolerance: float, at_floor: str) -> None:
-    """Refuse what is out of range, in words."""
+def check_weight(weight: float) -> None:
+    """Refuse a quality weight out of range."""
     if not 0.0 <= weight <= 1.0:
         raise UserError(f"the quality weight is {weight}: it must lie between 0 (diversity) and 1 (quality)")
-    if not (math.isfinite(cost_power) and cost_power >= 0.0):
-        raise UserError(f"the cost power is {cost_power}: it must be a number that is 0 or more")
-    if not 0.0 <= tolerance < 1.0:
-        raise UserError(f"the tolerance is {tolerance}: it must be at least 0 (exact) and below 1")
-    if at_floor not in get_args(AtFloor):
-        raise UserError(f"at the floor a run can 'stop' or 'continue', not {at_floor!r}")
 
 
 def _with_owned(rows: UnitRows, owned: Ids | Features | None, ids: Ids | None) -> tuple[UnitRows, np.ndarray]:

@@ -30,24 +30,21 @@ class Search:
         indices: The picks so far.
         log_gains: Their log gains; one fewer, for a moment, inside a pick.
         rounds: How many fronts were opened.
-        at_floor: Whether the search ended because all that is left is at or below the floor.
 
     Args:
         oracle: Where residuals come from; no pick has been made yet.
         objective: What a pick is worth.
         order: (N,) int64, distinct: among tied items the one with the smallest is picked.
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best one's; 0 is exact.
     """
 
-    def __init__(self, oracle: Oracle[Any], objective: Objective, order: np.ndarray, tolerance: float = 0.0) -> None:
+    def __init__(self, oracle: Oracle[Any], objective: Objective, order: np.ndarray) -> None:
         self._oracle = oracle
         self._objective = objective
         self._order = order
-        self._picks = Picks(oracle.lookahead, tolerance, objective.diversity)
+        self._picks = Picks(oracle.lookahead, objective.diversity)
         self.indices = self._picks.indices
         self.log_gains = self._picks.log_gains
         self.rounds = 0
-        self.at_floor = False
 
     def condition(self, rows: np.ndarray) -> None:
         """Make items picks, in this order, before the first pick; those at or below the floor change nothing."""
@@ -67,10 +64,9 @@ class Search:
             scores[~ledger.eligible] = reach[~ledger.eligible] = -np.inf
             if scores.max() == -np.inf:
                 left = float(oracle.bounds.max(where=ledger.eligible, initial=-1.0))
-                self.at_floor = left >= 0
                 return why_nothing_is_left(ledger, len(picks.indices), left, objective.kernel.floor)
             stale = oracle.stale
-            held_back = reach.max(where=stale, initial=-np.inf) - picks.margin
+            held_back = reach.max(where=stale, initial=-np.inf)
             contenders = np.flatnonzero(~stale & (scores > held_back))
             aim = (float(scores.max()) if picks.top is None else picks.top) - picks.drop
             ahead = np.flatnonzero(scores >= aim)  # what the next picks may reach
@@ -151,7 +147,7 @@ class Selection:
 class Elsewhere(Protocol):
     """What is known of the items outside a front."""
 
-    def below(self, best: float, reach: float, order: Any, margin: float) -> bool:
+    def below(self, best: float, reach: float, order: Any) -> bool:
         """Whether an item of the front that ties with its best score, exact, goes before everything outside."""
 
     def picked(self, index: int) -> None:
@@ -169,16 +165,14 @@ class Picks:
 
     Args:
         lookahead: For how many picks to come the one who searches prepares at once.
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best one's; 0 is exact.
         diversity: The objective's.
     """
 
-    def __init__(self, lookahead: int, tolerance: float = 0.0, diversity: float = 1.0) -> None:
+    def __init__(self, lookahead: int, diversity: float = 1.0) -> None:
         self.indices: list[int] = []
         self.log_gains: list[float] = []
         self.anew = False
         self.patience = 1.0
-        self.margin = -diversity * math.log1p(-tolerance)  # what a pick's score may fall short by
         self._least = _LEAST_FALL * diversity
         self._lookahead = lookahead
         self._scores: deque[float] = deque(maxlen=lookahead + 1)  # of the last picks
@@ -235,7 +229,7 @@ class Picks:
                 return None
             tied = np.flatnonzero(reach >= best)
             j = int(tied[order[tied].argmin()])
-            if not outside.below(best, float(reach[j]), order[j], self.margin):
+            if not outside.below(best, float(reach[j]), order[j]):
                 return None
             gain = math.log(max(float(front.residuals[j]), floor))
             if gain < stop_below:
@@ -288,8 +282,8 @@ def why_nothing_is_left(ledger: Ledger, done: int, largest: float, floor: float)
     if largest < 0:
         return f"{where}: {ledger.why_nothing()}"
     return (
-        f"{where}: nothing that is left adds to the picks (largest conditional variance {largest:.1e}, floor"
-        f" {floor:.1e}); the rest are copies of picks, or the rank is used up"
+        f"{where}: numerically rank-deficient, as nothing that is left adds to the picks (largest conditional variance"
+        f" {largest:.1e}, floor {floor:.1e}); the rest are copies of picks, or the rank is used up"
     )
 
 

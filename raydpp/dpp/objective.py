@@ -20,20 +20,17 @@ TIE_ABSOLUTE = 1e-12
 absolute (they are what subtraction leaves of the diagonal), so small residuals carry a large relative one."""
 
 
-def worth(
-    rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None, cost_power: float
-) -> np.ndarray:
+def worth(rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None) -> np.ndarray:
     """What each item is worth whatever was picked before, (N,) float64: quality, less what it costs.
 
     Args:
         rows: N.
         weight: w in [0, 1].
         scores: (N,) quality; None where it does not count.
-        costs: (N,) above 0; None where they do not count.
-        cost_power: a: residuals are divided by cost^a.
+        costs: (N,) above 0, by which residuals are divided; None where they do not count.
     """
     found = np.zeros(rows) if scores is None else weight * scores
-    return found if costs is None else found - (1.0 - weight) * cost_power * np.log(costs)
+    return found if costs is None else found - (1.0 - weight) * np.log(costs)
 
 
 @dataclass(frozen=True, eq=False)

@@ -108,12 +108,12 @@ class Outside:
             self._picks.add(index)
             self._rehearsed = self.rehearsal.after(self._picks, self._rehearsed)
 
-    def below(self, best: float, reach: float, order: int, margin: float) -> bool:
+    def below(self, best: float, reach: float, order: int) -> bool:
         """Whether an item of the front that ties with its best score, exact, goes before everything outside."""
-        if self.rehearsal is not None and best + margin <= self.rehearsal.highest[self._rehearsed]:
+        if self.rehearsal is not None and best <= self.rehearsal.highest[self._rehearsed]:
             return False
-        if best + margin > self.highest:
+        if best > self.highest:
             return True
-        if reach + margin < self._best:
+        if reach < self._best:
             return False
-        return margin > 0 or order < self._order[self._reach >= best].min()
+        return bool(order < self._order[self._reach >= best].min())

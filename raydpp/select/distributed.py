@@ -82,4 +82,4 @@ def greedy(
 def _short(picked: Picked, request: Request) -> bool:
     """Whether a merge ran out of picks that add something, though more were wanted."""
     counts = request.size is not None and request.tokens is None and request.min_log_gain is None
-    return counts and request.weight < 1.0 and request.at_floor == "stop" and len(picked.rows) < (request.size or 0)
+    return counts and request.weight < 1.0 and len(picked.rows) < (request.size or 0)

@@ -84,7 +84,6 @@ def exact_greedy(
             rows,
             shards.available(),
             1.0 - request.weight,
-            request.tolerance,
         )
         loaded = time.monotonic()
         if have is not None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydpp.dpp.budget import OTHERS, check_costs
-from raydpp.dpp.greedy import AtFloor, greedy_map
+from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Progress, Selection
 from raydpp.dpp.objective import Score, combine, worth
@@ -37,12 +37,9 @@ class Request:
         weight: w in [0, 1].
         tokens: The largest sum of the cost column.
         cost: The column with the costs.
-        cost_power: How much costs count.
         minimum: Per source, in examples.
         maximum: Per source, in examples.
         min_log_gain: Where to stop.
-        at_floor: Whether to go on at the floor.
-        tolerance: Of each pick.
         oracle: How gains are computed.
     """
 
@@ -53,12 +50,9 @@ class Request:
     weight: float = 0.0
     tokens: float | None = None
     cost: str = "response_tokens"
-    cost_power: float = 1.0
     minimum: Mapping[str, float] = field(default_factory=dict)
     maximum: Mapping[str, float] = field(default_factory=dict)
     min_log_gain: float | None = None
-    at_floor: AtFloor = "stop"
-    tolerance: float = 0.0
     oracle: OracleName = "auto"
 
     @property
@@ -129,13 +123,10 @@ def select_rows(
         owned=owned,
         tokens=request.tokens,
         costs=None if request.tokens is None else numbers(table, request.cost),
-        cost_power=request.cost_power,
         sources=sources,
         minimum=_present(request.minimum, sources),
         maximum=_present(request.maximum, sources),
         min_log_gain=request.min_log_gain,
-        at_floor=request.at_floor,
-        tolerance=request.tolerance,
         oracle=request.oracle,
         progress=progress or False,
     )
@@ -156,7 +147,7 @@ def items_of(table: pa.Table, request: Request, exclude: pa.Array | None = None)
     return Items(
         vectors(table[request.column]),  # (n, D)
         table["id"].to_pylist(),
-        worth(table.num_rows, request.weight, request.scores(table), costs, request.cost_power),
+        worth(table.num_rows, request.weight, request.scores(table), costs),
         table["source"].to_numpy().astype(np.str_) if request.minimum or request.maximum else None,
         costs,
         np.flatnonzero(shut),

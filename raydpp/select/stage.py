@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from raydpp import runs, storage
 from raydpp.cluster import connect, explain
 from raydpp.dpp.budget import count_of
-from raydpp.dpp.greedy import AtFloor, check_options
+from raydpp.dpp.greedy import check_weight
 from raydpp.dpp.kernels import Kernel, KernelName
 from raydpp.dpp.oracles.choice import OracleName
 from raydpp.errors import UserError
@@ -47,9 +47,6 @@ def select(
     quality: list[str] | None = None,
     scores: list[str] | None = None,
     cost_column: str = "response_tokens",
-    cost_power: float = 1.0,
-    at_floor: AtFloor = "stop",
-    tolerance: float = 0.0,
     oracle: OracleName = "auto",
     method: Method = "greedy",
     compare: bool = False,
@@ -100,10 +97,6 @@ def select(
             name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
             number, but those of --owned and --exclude.
         cost_column: What --tokens counts.
-        cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
-        at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
-            continue by quality and then by id.
-        tolerance: Each pick is at least (1 - tolerance) as good as the best at its time; faster. 0 is exact.
         oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
             the same.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
@@ -130,17 +123,15 @@ def select(
         raise UserError(f"--oversample {oversample}: below 1 the partitions hand in fewer picks than are wanted")
     if partitions is not None and partitions < 1:
         raise UserError(f"--partitions {partitions}: at least one is needed")
-    if exact and at_floor == "continue":
-        raise UserError("--exact has no order to go on in at the floor: leave --at-floor out, or --exact")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
-    check_options(quality_weight, cost_power, tolerance, at_floor)
+    check_weight(quality_weight)
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     similarity = Kernel(kernel, gamma, ridge)
     opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
     least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
-    if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
+    if count is not None and method == "greedy" and quality_weight < 1:
         similarity.check_budget(count, opened.dimension)
     request = Request(
         similarity,
@@ -149,10 +140,7 @@ def select(
         weight=quality_weight,
         tokens=tokens,
         cost=cost_column,
-        cost_power=cost_power,
         min_log_gain=min_log_gain,
-        at_floor=at_floor,
-        tolerance=tolerance,
         oracle=oracle,
     )
     if estimate:

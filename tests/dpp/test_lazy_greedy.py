@@ -211,10 +211,10 @@ class Below:
     def __init__(self, level: float = -np.inf) -> None:
         self.level = level
         self.heard: list[int] = []
-        self.asked: list[tuple[float, float, Any, float]] = []
+        self.asked: list[tuple[float, float, Any]] = []
 
-    def below(self, best: float, reach: float, order: Any, margin: float) -> bool:
-        self.asked.append((best, reach, order, margin))
+    def below(self, best: float, reach: float, order: Any) -> bool:
+        self.asked.append((best, reach, order))
         return best > self.level
 
     def picked(self, index: int) -> None:
@@ -251,7 +251,7 @@ def test_picks_are_made_inside_while_the_best_goes_before_everything_outside() -
     assert front.picked == [1, 2]
     assert account.left == 2
     assert not account.eligible[[11, 12]].any()
-    assert outside.asked[-1] == (math.log(0.4), pytest.approx(math.log(0.4), abs=1e-8), 13, 0.0)
+    assert outside.asked[-1] == (math.log(0.4), pytest.approx(math.log(0.4), abs=1e-8), 13)
     assert picks.anew
 
 
@@ -262,7 +262,7 @@ def test_of_items_that_tie_the_one_whose_order_is_smallest_is_picked() -> None:
     picks, outside = Picks(5), Below()
     picks.inside(front, Objective(KERNEL), order, outside, ledger(1))
     assert picks.indices == [12]
-    best, reach, first, _ = outside.asked[0]
+    best, reach, first = outside.asked[0]
     assert (best, first) == (math.log(0.5 + 1e-11), 11)
     assert reach == pytest.approx(math.log(0.5 - 1e-11) + 1e-9, abs=1e-13)
     names = np.array([f"{99 - value}" for value in range(20)], dtype=object)
@@ -319,15 +319,6 @@ def test_after_ties_it_looks_ahead_as_at_the_start() -> None:
     assert picks.drop == pytest.approx(0.01)
 
 
-def test_the_margin_is_what_the_tolerance_allows_in_the_objective() -> None:
-    assert Picks(3).margin == 0.0
-    picks = Picks(3, 0.2, 0.5)
-    assert picks.margin == pytest.approx(-0.5 * math.log(0.8))
-    outside = Below()
-    picks.inside(diagonal(0.5), Objective(KERNEL, 0.5), np.arange(20), outside, ledger())
-    assert outside.asked[0][3] == picks.margin
-
-
 @pytest.mark.parametrize("width", [2, 50])
 def test_what_is_owned_is_conditioned_on_in_order_and_copies_change_nothing(width: int) -> None:
     x = np.random.default_rng(0).standard_normal((8, 4))
@@ -349,7 +340,9 @@ def test_why_nothing_is_left_is_said_in_words() -> None:
     account = ledger(5)
     account.take(0)
     words = why_nothing_is_left(account, 1, 3e-12, 1e-10)
-    assert words.startswith("stopped at pick 2 of 5: nothing that is left adds to the picks")
+    assert words.startswith(
+        "stopped at pick 2 of 5: numerically rank-deficient, as nothing that is left adds to the picks"
+    )
     assert "(largest conditional variance 3.0e-12, floor 1.0e-10)" in words
     assert why_nothing_is_left(account, 1, -1.0, 1e-10) == "stopped at pick 2 of 5: no item is left"
 

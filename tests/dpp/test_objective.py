@@ -41,11 +41,10 @@ def test_residuals_are_those_at_which_items_have_a_score() -> None:
 
 def test_what_an_item_is_worth_is_its_quality_less_what_it_costs() -> None:
     scores, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
-    assert worth(2, 0.0, None, None, 1.0).tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(worth(2, 0.25, scores, None, 1.0), [0.25, -0.5])
-    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 2.0), [0.25, -2.0])
-    np.testing.assert_allclose(worth(2, 0.25, None, costs, 2.0), [0.0, -1.5])
-    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 0.0), [0.25, -0.5])
+    assert worth(2, 0.0, None, None).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(worth(2, 0.25, scores, None), [0.25, -0.5])
+    np.testing.assert_allclose(worth(2, 0.25, scores, costs), [0.25, -1.25])
+    np.testing.assert_allclose(worth(2, 0.25, None, costs), [0.0, -0.75])
     assert scores.tolist() == [1.0, -2.0]
 
 

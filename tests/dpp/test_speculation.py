@@ -74,33 +74,27 @@ ORDER = np.array([3, 1, 0, 2])
 def test_a_pick_is_better_than_all_that_is_outside_or_ties_and_comes_first() -> None:
     outside = Outside(SCORES, REACH, ORDER, np.array([0, 3]))
     assert outside.highest == REACH[1]
-    assert outside.below(-1.5, -1.5 + 1e-9, 3, 0.0)
-    assert not outside.below(-2.1, -2.1 + 1e-9, 0, 0.0)
-    assert outside.below(-2.0, -2.0 + 1e-9, 0, 0.0)  # a tie with item 1, whose order is 1
-    assert not outside.below(-2.0, -2.0 + 1e-9, 2, 0.0)
-    assert outside.below(-2.0 - 5e-10, -2.0 + 5e-10, 0, 0.0)  # within rounding
-
-
-def test_a_margin_is_what_a_pick_may_fall_short_by() -> None:
-    outside = Outside(SCORES, REACH, ORDER, np.array([0, 3]))
-    assert outside.below(-2.1, -2.1 + 1e-9, 3, 0.2)
-    assert not outside.below(-2.3, -2.3 + 1e-9, 3, 0.2)
+    assert outside.below(-1.5, -1.5 + 1e-9, 3)
+    assert not outside.below(-2.1, -2.1 + 1e-9, 0)
+    assert outside.below(-2.0, -2.0 + 1e-9, 0)  # a tie with item 1, whose order is 1
+    assert not outside.below(-2.0, -2.0 + 1e-9, 2)
+    assert outside.below(-2.0 - 5e-10, -2.0 + 5e-10, 0)  # within rounding
 
 
 def test_nothing_outside_is_below_everything() -> None:
-    assert Outside(SCORES, REACH, ORDER, np.arange(4)).below(-50.0, -50.0, 9, 0.0)
+    assert Outside(SCORES, REACH, ORDER, np.arange(4)).below(-50.0, -50.0, 9)
 
 
 def test_what_the_rehearsal_left_out_counts_until_the_picks_that_lower_it_are_made() -> None:
     outside = Outside(SCORES, REACH, ORDER, np.arange(4))
     outside.rehearsal = Rehearsal(np.array([0, 3]), [0, 3], np.array([-1.2, -2.4, -2.6]))
-    assert outside.below(-1.0, -1.0, 3, 0.0)
-    assert not outside.below(-1.2, -1.2, 3, 0.0)
+    assert outside.below(-1.0, -1.0, 3)
+    assert not outside.below(-1.2, -1.2, 3)
     outside.picked(3)  # out of turn
-    assert not outside.below(-1.2, -1.2, 3, 0.0)
+    assert not outside.below(-1.2, -1.2, 3)
     outside.picked(0)
-    assert outside.below(-2.5, -2.5, 3, 0.0)
-    assert not outside.below(-2.6, -2.6, 3, 0.0)
+    assert outside.below(-2.5, -2.5, 3)
+    assert not outside.below(-2.6, -2.6, 3)
 
 
 HELD = [
@@ -112,35 +106,28 @@ HELD = [
 
 def test_a_pick_is_better_than_all_that_shards_hold_back_or_ties_and_comes_first() -> None:
     outside = HeldBack(HELD)
-    assert outside.below(-1.5, -1.5 + 1e-9, "z", 0.0)
-    assert not outside.below(-2.1, -2.1 + 1e-9, "a", 0.0)
-    assert outside.below(-2.0, -2.0 + 1e-9, "b", 0.0)
-    assert not outside.below(-2.0, -2.0 + 1e-9, "n", 0.0)
-    assert outside.below(-2.0 - 5e-10, -2.0 + 5e-10, "b", 0.0)  # within rounding
-    assert not outside.below(-2.0 + 5e-10, -2.0 - 5e-10, "b", 0.0)  # it ties with the front's best and not with all
+    assert outside.below(-1.5, -1.5 + 1e-9, "z")
+    assert not outside.below(-2.1, -2.1 + 1e-9, "a")
+    assert outside.below(-2.0, -2.0 + 1e-9, "b")
+    assert not outside.below(-2.0, -2.0 + 1e-9, "n")
+    assert outside.below(-2.0 - 5e-10, -2.0 + 5e-10, "b")  # within rounding
+    assert not outside.below(-2.0 + 5e-10, -2.0 - 5e-10, "b")  # it ties with the front's best and not with all
     outside.picked(3)
-    assert not outside.below(-2.1, -2.1 + 1e-9, "a", 0.0)
-
-
-def test_a_margin_is_what_a_pick_may_fall_short_of_what_is_held_back_by() -> None:
-    outside = HeldBack(HELD)
-    assert outside.below(-2.1, -2.1 + 1e-9, "z", 0.2)
-    assert not outside.below(-2.3, -2.3 + 1e-9, "a", 0.2)
+    assert not outside.below(-2.1, -2.1 + 1e-9, "a")
 
 
 def test_nothing_held_back_is_below_everything() -> None:
-    assert HeldBack(HELD[2:]).below(-50.0, -50.0, "z", 0.0)
+    assert HeldBack(HELD[2:]).below(-50.0, -50.0, "z")
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     items=st.lists(st.tuples(st.integers(-6, 0), st.integers(0, 2)), min_size=1, max_size=12),
     best=st.integers(-7, 1),
-    margin=st.sampled_from([0.0, 1.5]),
     seed=st.integers(0, 99),
 )
 def test_what_shards_say_of_what_they_hold_back_tells_as_much_as_all_of_it(
-    items: list[tuple[int, int]], best: int, margin: float, seed: int
+    items: list[tuple[int, int]], best: int, seed: int
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(items) + 1)
     scores = np.array([score for score, _ in items], dtype=float)
@@ -152,6 +139,6 @@ def test_what_shards_say_of_what_they_hold_back_tells_as_much_as_all_of_it(
         first = [min(names[: k + 1]) for k in range(len(names))]
         held.append(Held(max(scores[mine], default=-np.inf), scores[mine] + 0.25, first, None))
     for high in (float(best), best + 0.2):
-        assert HeldBack(held).below(high, high + 0.25, f"{order[-1]:02d}", margin) == whole.below(
-            high, high + 0.25, int(order[-1]), margin
+        assert HeldBack(held).below(high, high + 0.25, f"{order[-1]:02d}") == whole.below(
+            high, high + 0.25, int(order[-1])
         )

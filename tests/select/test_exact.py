@@ -278,9 +278,7 @@ def test_a_search_that_fails_leaves_no_actor_behind(table: str, tmp_path: Path) 
     assert alive() == []
 
 
-def test_the_floor_and_the_textbook_oracle_have_no_rounds(table: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="leave --at-floor out, or --exact"):
-        select(table, str(tmp_path / "floor"), 5, exact=True, at_floor="continue")
+def test_the_textbook_oracle_has_no_rounds(table: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no textbook oracle"):
         select(table, str(tmp_path / "textbook"), 5, exact=True, partitions=2, oracle="textbook")
     assert alive() == []

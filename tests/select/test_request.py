@@ -108,7 +108,7 @@ def test_a_tables_rows_become_the_items_of_a_shard() -> None:
     assert plain.worth is not None
     assert not plain.worth.any()
     score = Score("response_tokens", 1.0, 3.0, 1.0)
-    request = Request(Kernel(), quality=(score,), weight=0.5, tokens=9.0, cost_power=2.0, maximum={"a": 1})
+    request = Request(Kernel(), quality=(score,), weight=0.5, tokens=9.0, maximum={"a": 1})
     items = items_of(table, request, pa.array(["0000", "0004", "elsewhere"]))
     assert items.exclude.tolist() == [0, 4]
     assert items.sources is not None
@@ -116,7 +116,7 @@ def test_a_tables_rows_become_the_items_of_a_shard() -> None:
     assert items.worth is not None
     assert items.sources.tolist() == ["a", "None", "b"] * 2
     assert items.costs[[1, 2, 3, 5]].tolist() == [2.0, 3.0, 4.0, 6.0]
-    np.testing.assert_allclose(items.worth[[1, 5]], [-0.5 - np.log(2), 1.5 - np.log(6)])
+    np.testing.assert_allclose(items.worth[[1, 5]], [-0.5 - 0.5 * np.log(2), 1.5 - 0.5 * np.log(6)])
     assert np.isfinite(items.worth).all()
     with pytest.raises(UserError, match=r"1 costs are not numbers above 0 \(rows \[0\]\)"):
         items_of(table, request, pa.array(["0004"]))

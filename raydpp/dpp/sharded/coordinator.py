@@ -51,7 +51,6 @@ class Rounds:
     Attributes:
         picks: The picks; their indices are numbers in the order of arrival here (see ``where``).
         rounds: How many rounds there were.
-        at_floor: Whether the search ended because all that is left is at or below the floor.
 
     Args:
         shards: Where the items are.
@@ -62,7 +61,6 @@ class Rounds:
         rows: N, the number of items of all shards.
         available: How many of them may be picked, by source.
         diversity: The weight of diversity, 1 - w in (0, 1].
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best one's; 0 is exact.
     """
 
     def __init__(
@@ -75,7 +73,6 @@ class Rounds:
         rows: int,
         available: Mapping[str, int],
         diversity: float = 1.0,
-        tolerance: float = 0.0,
     ) -> None:
         self._shards = shards
         self._kernel = kernel
@@ -85,7 +82,7 @@ class Rounds:
         self._diversity = diversity
         self._sources = sorted(available)
         self._ledger = budget.opening(rows, {source: available[source] for source in self._sources})
-        self.picks = Picks(self._kind.lookahead, tolerance, diversity)
+        self.picks = Picks(self._kind.lookahead, diversity)
         self._items = Arrivals(self._sources)
         self._given: Factor | Posterior | None = None
         self._news = np.empty(0, dtype=np.int64)  # picks that the shards have not been told
@@ -94,7 +91,6 @@ class Rounds:
         self._own = {i: Exact.nothing() for i in range(len(shards))}
         self._patience = 1
         self.rounds = 0
-        self.at_floor = False
 
     @property
     def where(self) -> list[tuple[int, int]]:
@@ -146,7 +142,6 @@ class Rounds:
                 left = max(a.left for a in answers)
                 if left < 0 and ledger.terms[0] is not None:
                     return None  # no item costs so little
-                self.at_floor = left >= 0
                 return why_nothing_is_left(ledger, len(picks.indices), left, self._kernel.floor)
             found = [self._items.admit(i, answer, ledger) for i, answer in enumerate(answers)]
             front = self.open(np.concatenate(found))
@@ -198,7 +193,6 @@ class Rounds:
             each,
             tokens,
             frozenset(source for source, may in zip(self._sources, open_, strict=False) if not may),
-            picks.margin,
         )
         answers = self._shards.advance(news, self._own)
         self._story.append(features)

@@ -22,7 +22,6 @@ class News:
         count: How many contenders to send at the most.
         tokens: The most that an item may cost.
         shut: Sources of which nothing may be picked any more.
-        margin: What a pick's score may fall short of the best one's by.
     """
 
     number: int
@@ -33,7 +32,6 @@ class News:
     count: int
     tokens: float | None = None
     shut: frozenset[str] = frozenset()
-    margin: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +96,10 @@ class HeldBack:
     def picked(self, index: int) -> None:
         """Nothing: what is held back is the same."""
 
-    def below(self, best: float, reach: float, order: Any, margin: float) -> bool:
+    def below(self, best: float, reach: float, order: Any) -> bool:
         """Whether an item of the front that ties with its best score, exact, goes before everything held back."""
-        if best + margin > self._highest:
+        if best > self._highest:
             return True
-        if reach + margin < self._best:
+        if reach < self._best:
             return False
-        return margin > 0 or not any(one.before(order, best) for one in self._held)
+        return not any(one.before(order, best) for one in self._held)

@@ -148,7 +148,7 @@ class Shard:
             self._oracle.refine(ahead, self._objective.residuals(aim, ahead))
             self._refined_at = self.picks
             (scores, reach), stale = self._scores(), self._oracle.stale
-        limit = scores.max(where=stale, initial=-np.inf) - news.margin
+        limit = scores.max(where=stale, initial=-np.inf)
         fresh = np.flatnonzero(~stale & (scores > limit))
         rows = best_rows(fresh, scores, reach, stale, self._order, news.count) if len(fresh) else fresh
         return self._send(rows, scores, reach, self._left)

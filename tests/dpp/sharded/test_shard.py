@@ -187,20 +187,6 @@ def test_the_worth_of_an_item_counts() -> None:
     assert found.held.best == 0.0
 
 
-def test_a_margin_lets_more_be_sent_than_is_surely_best() -> None:
-    def sent(margin: float) -> int:
-        shard = Shard(Items(X, IDS), Kernel(), "cholesky", 60)
-        for number, (drop, count) in enumerate([(9.0, 6), (0.08, 1), (1e-9, 1)]):
-            top = float(np.log(residuals(Kernel(), ELSEWHERE[: shard.picks + count]).max()))
-            features = ELSEWHERE[shard.picks : shard.picks + count]
-            news = told(number, shard.picks, features, top=top, drop=drop, count=90, margin=margin)
-            found = answer(shard, news)
-        assert shard._oracle.stale.any()
-        return len(found.rows)
-
-    assert 0 < sent(0.0) < sent(5.0) < 90
-
-
 def test_few_items_are_brought_up_to_date() -> None:
     """Those that cannot be picked soon wait, and wait again."""
     x = sphere(2000, 12, 3)
