@@ -26,7 +26,7 @@ from raydpp.dpp.budget import count_of
 from raydpp.dpp.features import Features, Ids, UnitRows, unit_rows
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.log_det import factor_gains
+from raydpp.dpp.log_det import pivot_residuals
 from raydpp.errors import UserError
 
 Subset = Literal["greedy", "uniform"]
@@ -71,7 +71,7 @@ def log_det_curve(features_in_order: Features, kernel: Kernel, device: torch.dev
     Raises:
         UserError: Rows that are not finite and of unit norm.
     """
-    gains = factor_gains(unit_rows(features_in_order, device=device), kernel)  # (m,)
+    gains = pivot_residuals(unit_rows(features_in_order, device=device), kernel)  # (m,)
     return np.cumsum(gains.log().cpu().numpy())
 
 

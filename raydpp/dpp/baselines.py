@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydpp.dpp.budget import Budget, Ledger, Quotas, in_order
+from raydpp.dpp.budget import Budget, BudgetState, Quotas, in_order
 from raydpp.dpp.features import Features, Ids, UnitRows, check_scores, id_order, rows_of
 from raydpp.dpp.greedy import reporting
 from raydpp.dpp.kernels import Kernel, KernelName
@@ -32,7 +32,7 @@ _BLOCK = 1024  # rows compared together
 class _Task:
     rows: UnitRows
     order: np.ndarray  # (N,) the rank of each id
-    ledger: Ledger
+    state: BudgetState
     scores: np.ndarray | None  # (N,)
     threshold: float
     random: np.random.Generator
@@ -91,7 +91,7 @@ def baseline(
     similarity = Kernel(kernel, gamma, ridge)
     rows = UnitRows(features, ids, device)
     n = len(rows)
-    ledger = Budget(size, tokens, costs, sources, minimum, maximum, rows_of(exclude, ids, n, "exclude")).ledger(n)
+    state = Budget(size, tokens, costs, sources, minimum, maximum, rows_of(exclude, ids, n, "exclude")).state(n)
     scores = check_scores(quality, 1.0, n) if method == "quality" or quality is not None else None
     if method == "length":
         if lengths is None:
@@ -99,9 +99,9 @@ def baseline(
         scores = check_scores(lengths, 1.0, n)
     if method == "k-means" and (tokens is not None or minimum or maximum):
         raise UserError("k-means makes as many clusters as picks: it needs a size, and knows neither tokens nor quotas")
-    with reporting(progress, ledger.at_most) as report:
+    with reporting(progress, state.at_most) as report:
         task = _Task(
-            rows, id_order(ids, n), ledger, scores, threshold, np.random.default_rng(seed), seed, report
+            rows, id_order(ids, n), state, scores, threshold, np.random.default_rng(seed), seed, report
         )  # fmt: skip
         picks, stopped = _METHODS[method](task)
     return Selection.of(picks, ordered_log_gains(rows, picks, similarity), stopped, method)
@@ -109,28 +109,28 @@ def baseline(
 
 def _random(task: _Task) -> tuple[list[int], str | None]:
     by_id = np.argsort(task.order)
-    return in_order(task.ledger, by_id[task.random.permutation(len(by_id))], task.report), None
+    return in_order(task.state, by_id[task.random.permutation(len(by_id))], task.report), None
 
 
 def _best(task: _Task) -> tuple[list[int], str | None]:
     assert task.scores is not None
-    return in_order(task.ledger, np.lexsort((task.order, -task.scores)), task.report), None
+    return in_order(task.state, np.lexsort((task.order, -task.scores)), task.report), None
 
 
 def _k_center(task: _Task) -> tuple[list[int], str | None]:
     features = task.rows.take()  # (N, D)
     nearest = torch.full((len(features),), 2.0, dtype=torch.float64, device=features.device)  # 1 - cos, to any pick
     picks: list[int] = []
-    while not task.ledger.full:
-        gaps = np.where(task.ledger.eligible, nearest.numpy(force=True), -np.inf)  # (N,)
+    while not task.state.full:
+        gaps = np.where(task.state.eligible, nearest.numpy(force=True), -np.inf)  # (N,)
         farthest = gaps.max()
         if farthest == -np.inf:
-            return picks, _stopped(picks, task.ledger, task.ledger.why_nothing())
+            return picks, _stopped(picks, task.state, task.state.why_nothing())
         if farthest <= SAME**2 / 2:  # ||x - y||^2 = 2 (1 - cos)
-            return picks, _stopped(picks, task.ledger, "all that is left are copies of picks")
+            return picks, _stopped(picks, task.state, "all that is left are copies of picks")
         tied = np.flatnonzero(gaps >= farthest - 1e-12)
         pick = int(tied[task.order[tied].argmin()])
-        task.ledger.take(pick)
+        task.state.take(pick)
         picks.append(pick)
         torch.minimum(nearest, 1.0 - features @ features[pick], out=nearest)
         if task.report is not None:
@@ -143,8 +143,8 @@ def _k_means(task: _Task) -> tuple[list[int], str | None]:
     from sklearn.exceptions import ConvergenceWarning
 
     by_id = np.argsort(task.order)
-    open_rows = by_id[task.ledger.eligible[by_id]]
-    size = task.ledger.at_most
+    open_rows = by_id[task.state.eligible[by_id]]
+    size = task.state.at_most
     features = task.rows.take(torch.from_numpy(open_rows), torch.float32).numpy(force=True)  # (n, D)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: said below
@@ -154,9 +154,9 @@ def _k_means(task: _Task) -> tuple[list[int], str | None]:
     labels, first = np.unique(means.labels_[nearest], return_index=True)
     largest = np.lexsort((labels, -np.bincount(means.labels_)[labels]))
     medoids = open_rows[nearest[first[largest]]]
-    picks = in_order(task.ledger, medoids, task.report)
+    picks = in_order(task.state, medoids, task.report)
     if len(picks) < size:
-        return picks, _stopped(picks, task.ledger, "the rows make no more clusters: the rest are copies")
+        return picks, _stopped(picks, task.state, "the rows make no more clusters: the rest are copies")
     return picks, None
 
 
@@ -174,26 +174,26 @@ def _dedup(task: _Task) -> tuple[list[int], str | None]:
         for some in kept.split(8 * _BLOCK):
             near |= (features @ some.T >= task.threshold).any(dim=1)
         among = (features @ features.T >= task.threshold).numpy(force=True)  # (b, b)
-        shut = near.numpy(force=True).copy()
+        blocked = near.numpy(force=True).copy()
         taken = []
         for place, row in enumerate(block.tolist()):
-            if task.ledger.full:
+            if task.state.full:
                 return picks, None
-            if task.ledger.eligible[row] and not shut[place]:
-                shut |= among[place]
+            if task.state.eligible[row] and not blocked[place]:
+                blocked |= among[place]
                 taken.append(place)
-                task.ledger.take(row)
+                task.state.take(row)
                 picks.append(row)
                 if task.report is not None:
                     task.report(len(picks), math.nan)
         kept = torch.cat([kept, features[taken]])
-    if task.ledger.full:
+    if task.state.full:
         return picks, None
-    return picks, _stopped(picks, task.ledger, f"all that is left is as near as {task.threshold:g} to a pick")
+    return picks, _stopped(picks, task.state, f"all that is left is as near as {task.threshold:g} to a pick")
 
 
-def _stopped(picks: list[int], ledger: Ledger, why: str) -> str:
-    return f"stopped at pick {len(picks) + 1} of {len(picks) + ledger.left}: {why}"
+def _stopped(picks: list[int], state: BudgetState, why: str) -> str:
+    return f"stopped at pick {len(picks) + 1} of {len(picks) + state.left}: {why}"
 
 
 _METHODS: dict[str, Callable[[_Task], tuple[list[int], str | None]]] = {

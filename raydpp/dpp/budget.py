@@ -77,8 +77,8 @@ class Budget:
     maximum: Quotas | None = None
     exclude: Sequence[int] | np.ndarray | None = None
 
-    def ledger(self, rows: int) -> Ledger:
-        """The account of a search over N = ``rows`` items.
+    def state(self, rows: int) -> BudgetState:
+        """The state of a search over N = ``rows`` items.
 
         Raises:
             UserError: A budget, a cost or a quota out of range, or one that needs what is not given; in words.
@@ -94,23 +94,25 @@ class Budget:
         if self.minimum or self.maximum:
             labels, groups = self._groups(rows)
             least, most = self._limits(labels, np.bincount(groups[eligible], minlength=len(labels)), rows)
-        return Ledger(eligible, count, self.tokens, costs, groups, least, most)
+        return BudgetState(eligible, count, self.tokens, costs, groups, least, most)
 
-    def opening(self, rows: int, available: Mapping[str, int]) -> Ledger:
-        """The account of a search over N items that come to it bit by bit (``Ledger.admit``): none yet.
+    def streaming_state(self, rows: int, available: Mapping[str, int]) -> BudgetState:
+        """The state of a search over N items that come to it bit by bit (``BudgetState.admit``): none yet.
 
         Args:
             rows: N.
-            available: How many items may be picked, by source; the ledger's groups are these, in order.
+            available: How many items may be picked, by source; the state's groups are these, in order.
 
         Raises:
-            UserError: As for ``ledger``.
+            UserError: As for ``state``.
         """
         self._check_tokens()
         least, most = self._limits(list(available), np.array(list(available.values()), dtype=np.int64), rows)
         none = np.zeros(0)
         costs = None if self.tokens is None else none
-        return Ledger(none.astype(bool), count_of(self.size, rows), self.tokens, costs, none.astype(int), least, most)
+        return BudgetState(
+            none.astype(bool), count_of(self.size, rows), self.tokens, costs, none.astype(int), least, most
+        )
 
     def _limits(self, labels: list[str], available: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """(sources,) the least and the most of each source, in items."""
@@ -172,7 +174,7 @@ def _quota(name: str, given: Quotas | None, labels: list[str], default: float, c
     return np.where(fractions, parts, values)
 
 
-class Ledger:
+class BudgetState:
     """What may still be picked; items only ever become ineligible.
 
     Attributes:
@@ -233,7 +235,7 @@ class Ledger:
         self._reserve()
 
     @property
-    def terms(self) -> tuple[float | None, np.ndarray]:
+    def limits(self) -> tuple[float | None, np.ndarray]:
         """What may be picked next: the most that it may cost, and whether it may be of a group, (groups,) bool."""
         owed = bool(self._least.any()) and self.left <= self._least.sum()
         return self._tokens, (self._most > 0) & ((self._least > 0) | (not owed))
@@ -260,14 +262,16 @@ class Ledger:
             self.eligible &= (self._least > 0)[self._groups]
 
 
-def in_order(ledger: Ledger, order: Iterable[int], progress: Callable[[int, float], None] | None = None) -> list[int]:
-    """Take what is eligible, in this order, until the ledger is full; ``progress`` hears of NaN log gains."""
+def in_order(
+    state: BudgetState, order: Iterable[int], progress: Callable[[int, float], None] | None = None
+) -> list[int]:
+    """Take what is eligible, in this order, until the state is full; ``progress`` hears of NaN log gains."""
     picks: list[int] = []
     for index in order:
-        if ledger.full:
+        if state.full:
             break
-        if ledger.eligible[index]:
-            ledger.take(int(index))
+        if state.eligible[index]:
+            state.take(int(index))
             picks.append(int(index))
             if progress is not None:
                 progress(len(picks), math.nan)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from raydpp.dpp import OracleName
 from raydpp.dpp.budget import Budget, Quotas, in_order
 from raydpp.dpp.features import Features, Ids, UnitRows, check_scores, id_order, rows_of
 from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.lazy_greedy import Progress, Search, Selection
+from raydpp.dpp.lazy_greedy import LocalGreedy, Progress, Selection
 from raydpp.dpp.log_det import ordered_log_gains
-from raydpp.dpp.objective import Objective, worth
-from raydpp.dpp.oracles.choice import OracleName, choose_oracle, make_oracle
+from raydpp.dpp.objective import Objective, modular_term
+from raydpp.dpp.oracles.choice import choose_oracle, make_oracle
 from raydpp.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -101,30 +102,30 @@ def greedy_map(
     order = id_order(ids, n)
     rows, owned_rows = _with_owned(rows, owned, ids)  # (N + O, D)
     exclude_rows = np.concatenate([owned_rows[owned_rows < n], rows_of(exclude, ids, n, "exclude")])
-    ledger = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).ledger(n)
+    state = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).state(n)
     counted = None if tokens is None else np.asarray(costs, dtype=np.float64)
-    value = worth(n, quality_weight, scores, counted)  # (N,)
+    value = modular_term(n, quality_weight, scores, counted)  # (N,)
     extra = len(rows) - n
-    ledger.extend(extra)
+    state.extend(extra)
     order = np.concatenate([order, np.arange(n, n + extra)])
     value = np.concatenate([value, np.zeros(extra)])
-    most = ledger.at_most
+    most = state.at_most
     with reporting(progress, most) as report:
         if quality_weight == 1.0:
-            picks = in_order(ledger, np.lexsort((order, -value)), report)
+            picks = in_order(state, np.lexsort((order, -value)), report)
             return Selection.of(picks, ordered_log_gains(rows, picks, similarity, owned_rows), oracle="by quality")
         if size is not None:
             similarity.check_budget(most + len(owned_rows), rows.dimension)
         name = choose_oracle(oracle, similarity, len(rows), rows.dimension, most + len(owned_rows))
         log.info("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
-        search = Search(
+        search = LocalGreedy(
             make_oracle(name, rows, similarity, most + len(owned_rows)),
             Objective(similarity, 1.0 - quality_weight, value if value.any() else None),
             order,
         )
         try:
             search.condition(owned_rows)
-            stopped = search.run(ledger, -math.inf if min_log_gain is None else min_log_gain, report)
+            stopped = search.run(state, -math.inf if min_log_gain is None else min_log_gain, report)
         except KeyboardInterrupt:
             if not search.log_gains:
                 raise

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, get_args
 
-import torch
-from torch import Tensor
-
+from raydpp.dpp import KernelName
 from raydpp.errors import UserError
 
-KernelName = Literal["rbf", "cosine"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EQUAL_ROWS = 1e-13
 """Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product
 of unit rows (some 1e-15), well below what float32 storage can tell apart. So copies have similarity exactly
 1, whatever the batch."""
+
+MIN_RIDGE = 1e-4
+"""Below this ridge of a cosine kernel, D x D matrices are too ill-conditioned to agree with N x N ones to rounding."""
 
 RESIDUAL_FLOOR = 1e-10
 """Conditional variances at or below this fraction of the kernel's diagonal count as zero. A residual is the
@@ -48,7 +50,7 @@ class Kernel:
     ridge: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ("rbf", "cosine"):
+        if self.name not in get_args(KernelName):
             raise UserError(f"there is no kernel {self.name!r}: use 'rbf' or 'cosine'")
         if not (math.isfinite(self.gamma) and self.gamma > 0):
             raise UserError(f"gamma is {self.gamma}: it must be a number above 0")
@@ -87,23 +89,10 @@ class Kernel:
         column[j] = self.variance
         return column
 
-    def diagonal(self, n: int, device: torch.device | str | None = None) -> Tensor:
-        """The diagonal of the kernel matrix of n items: (n,)."""
-        return torch.full((n,), self.variance, dtype=torch.float64, device=device)
-
-    def max_rank(self, dimension: int) -> int | None:
-        """The largest rank over D-dimensional rows: D for ``cosine`` without ridge, None for no limit."""
-        return dimension if self.name == "cosine" and not self.ridge else None
-
     def check_budget(self, size: int, dimension: int) -> None:
-        """Refuse a number of picks beyond the kernel's rank, where every determinant is 0.
-
-        Raises:
-            UserError: ``cosine`` without ridge and more than D picks.
-        """
-        rank = self.max_rank(dimension)
-        if rank is not None and size > rank:
+        """Refuse more picks than the kernel's rank, where every determinant is 0: D for ``cosine`` without ridge."""
+        if self.name == "cosine" and not self.ridge and size > dimension:
             raise UserError(
-                f"a cosine kernel without ridge over {dimension} dimensions has rank at most {rank}, "
+                f"a cosine kernel without ridge over {dimension} dimensions has rank at most {dimension}, "
                 f"but {size} items are asked for: set a ridge (0.1, say) or lower the size"
             )

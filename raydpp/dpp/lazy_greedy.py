@@ -10,26 +10,26 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raydpp.dpp.budget import Ledger
+from raydpp.dpp.budget import BudgetState
 from raydpp.dpp.objective import Objective
-from raydpp.dpp.oracles import Front, Oracle
-from raydpp.dpp.speculation import Outside, rehearse
+from raydpp.dpp.oracles import Oracle, Solved
+from raydpp.dpp.speculation import LocalRest, speculate
 
 _SHRINK = 3.0  # what is kept up to date may be more than what matters by this factor
 
 
-class Search:
-    """Lazy greedy search over any oracle (Minoux 1978; with batches of contenders instead of single ones).
+class LocalGreedy:
+    """Lazy greedy search over any oracle (Minoux 1978; with batches of candidates instead of single ones).
 
-    A round refines the bounds of what the next picks may reach, opens a front of the best contenders, and picks
-    inside the front while its best is better than every bound outside. Where approximate residuals are at hand, the
-    front is what a rehearsal with them finds (see ``scouting``). Nothing in a pick depends on how many are still to
-    come, but for the ledger's per-source minima.
+    A round refines the bounds of what the next picks may reach, solves a working set of the best candidates and picks
+    inside it while its best is better than every bound outside. With approximate residuals at hand, the working set
+    is what speculation with them finds. Nothing in a pick depends on how many are still to come, but for the budget's
+    per-source minima.
 
     Attributes:
         indices: The picks so far.
         log_gains: Their log gains; one fewer, for a moment, inside a pick.
-        rounds: How many fronts were opened.
+        rounds: How many working sets were opened.
 
     Args:
         oracle: Where residuals come from; no pick has been made yet.
@@ -37,7 +37,7 @@ class Search:
         order: (N,) int64, distinct: among tied items the one with the smallest is picked.
     """
 
-    def __init__(self, oracle: Oracle[Any], objective: Objective, order: np.ndarray) -> None:
+    def __init__(self, oracle: Oracle, objective: Objective, order: np.ndarray) -> None:
         self._oracle = oracle
         self._objective = objective
         self._order = order
@@ -48,65 +48,67 @@ class Search:
 
     def condition(self, rows: np.ndarray) -> None:
         """Make items picks, in this order, before the first pick; those at or below the floor change nothing."""
-        condition(self._oracle, rows, self._objective.kernel.floor, self._oracle.front_size)
+        condition(self._oracle, rows, self._objective.kernel.floor, self._oracle.working_set_size)
 
-    def run(self, ledger: Ledger, stop_below: float = -math.inf, progress: Progress | None = None) -> str | None:
-        """Pick until the ledger is full; returns why the search ended before, in words, or None.
+    def run(self, state: BudgetState, stop_below: float = -math.inf, progress: Progress | None = None) -> str | None:
+        """Pick until the state is full; returns why the search ended before, in words, or None.
 
         Args:
-            ledger: What may still be picked.
+            state: What may still be picked.
             stop_below: End before the first pick whose log gain is less.
             progress: Called after each pick with the number of picks and the pick's log gain.
         """
         oracle, objective, picks = self._oracle, self._objective, self._picks
-        while not ledger.full:
-            scores, reach = objective.scores(oracle.bounds)  # (N,) upper bounds
-            scores[~ledger.eligible] = reach[~ledger.eligible] = -np.inf
+        while not state.full:
+            scores, tie_bound = objective.scores(oracle.bounds)  # (N,) upper bounds
+            scores[~state.eligible] = tie_bound[~state.eligible] = -np.inf
             if scores.max() == -np.inf:
-                left = float(oracle.bounds.max(where=ledger.eligible, initial=-1.0))
-                return why_nothing_is_left(ledger, len(picks.indices), left, objective.kernel.floor)
+                left = float(oracle.bounds.max(where=state.eligible, initial=-1.0))
+                return why_nothing_is_left(state, len(picks.indices), left, objective.kernel.floor)
             stale = oracle.stale
-            held_back = reach.max(where=stale, initial=-np.inf)
-            contenders = np.flatnonzero(~stale & (scores > held_back))
-            aim = (float(scores.max()) if picks.top is None else picks.top) - picks.drop
+            held_back = tie_bound.max(where=stale, initial=-np.inf)
+            candidates = np.flatnonzero(~stale & (scores > held_back))
+            aim = (float(scores.max()) if picks.last_score is None else picks.last_score) - picks.expected_decrease
             ahead = np.flatnonzero(scores >= aim)  # what the next picks may reach
-            few = len(contenders) < oracle.enough and bool((stale & (scores > -np.inf)).any())
-            if few or (picks.anew and np.count_nonzero(~stale) > _SHRINK * len(ahead)):
-                picks.anew = False
+            few = len(candidates) < oracle.min_candidates and bool((stale & (scores > -np.inf)).any())
+            if few or (picks.changed and np.count_nonzero(~stale) > _SHRINK * len(ahead)):
+                picks.changed = False
                 if few:
-                    picks.patience *= 2.0
+                    picks.backoff *= 2.0
                 oracle.refine(ahead, objective.residuals(aim, ahead))
                 continue
-            front, outside = self._open(contenders, scores, reach, ledger)
-            ended = picks.inside(front, objective, self._order, outside, ledger, stop_below, progress)
-            oracle.close(front)
+            working_set, outside = self._open(candidates, scores, tie_bound, state)
+            ended = picks.inside(working_set, objective, self._order, outside, state, stop_below, progress)
+            oracle.commit(working_set)
             self.rounds += 1
             if ended:
                 return ended
         return None
 
     def _open(
-        self, contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray, ledger: Ledger
-    ) -> tuple[Front, Outside]:
-        """A front of what a rehearsal among the best contenders finds, else of the best, and what is outside."""
+        self, candidates: np.ndarray, scores: np.ndarray, tie_bound: np.ndarray, state: BudgetState
+    ) -> tuple[Solved, LocalRest]:
+        """A working set of what speculation among the best candidates finds, else of the best; and the rest."""
         oracle = self._oracle
-        best = contenders[largest(scores[contenders], oracle.scout_size)]
-        if (scout := oracle.scout(np.sort(best))) is not None:
-            outside = Outside(scores, reach, self._order, scout.rows)
-            rehearsal = rehearse(
-                scout,
+        best = candidates[largest(scores[candidates], oracle.speculation_size)]
+        if (approximated := oracle.approximate(np.sort(best))) is not None:
+            outside = LocalRest(scores, tie_bound, self._order, approximated.rows)
+            speculation = speculate(
+                approximated,
                 oracle.error,
                 self._objective,
-                ledger.eligible[scout.rows],
+                state.eligible[approximated.rows],
                 outside.highest,
-                self._picks.fall,
-                min(ledger.left, oracle.lookahead),
+                self._picks.recent_decrease,
+                min(state.left, oracle.lookahead),
             )
-            if 0 < len(rehearsal.rows) <= oracle.front_size:
-                outside.rehearsal = rehearsal
-                return oracle.open(rehearsal.rows), outside
-        front = oracle.open(best_rows(contenders, scores, reach, oracle.stale, self._order, oracle.front_size))
-        return front, Outside(scores, reach, self._order, front.rows)
+            if 0 < len(speculation.rows) <= oracle.working_set_size:
+                outside.speculation = speculation
+                return oracle.solve(speculation.rows), outside
+        working_set = oracle.solve(
+            best_rows(candidates, scores, tie_bound, oracle.stale, self._order, oracle.working_set_size)
+        )
+        return working_set, LocalRest(scores, tie_bound, self._order, working_set.rows)
 
 
 Progress = Callable[[int, float], None]
@@ -144,11 +146,11 @@ class Selection:
         return cls(np.array(picks, dtype=np.int64), gains, float(gains.sum()), stopped, oracle)
 
 
-class Elsewhere(Protocol):
-    """What is known of the items outside a front."""
+class RestBound(Protocol):
+    """What is known of the items outside a working set."""
 
-    def below(self, best: float, reach: float, order: Any) -> bool:
-        """Whether an item of the front that ties with its best score, exact, goes before everything outside."""
+    def certifies(self, best: float, tie_bound: float, order: Any) -> bool:
+        """Whether an item of the working set that ties with its best score, exact, goes before everything outside."""
 
     def picked(self, index: int) -> None:
         """Hear of a pick."""
@@ -160,8 +162,8 @@ class Picks:
     Attributes:
         indices: The picks so far.
         log_gains: Their log gains; one fewer, for a moment, inside a pick.
-        anew: Whether there was a pick since the one who searches last set this to False.
-        patience: How much further than usual to look ahead; 1 after each pick.
+        changed: Whether there was a pick since the one who searches last set this to False.
+        backoff: How much further than usual to look ahead; 1 after each pick.
 
     Args:
         lookahead: For how many picks to come the one who searches prepares at once.
@@ -171,116 +173,116 @@ class Picks:
     def __init__(self, lookahead: int, diversity: float = 1.0) -> None:
         self.indices: list[int] = []
         self.log_gains: list[float] = []
-        self.anew = False
-        self.patience = 1.0
+        self.changed = False
+        self.backoff = 1.0
         self._least = _LEAST_FALL * diversity
         self._lookahead = lookahead
         self._scores: deque[float] = deque(maxlen=lookahead + 1)  # of the last picks
 
     @property
-    def top(self) -> float | None:
+    def last_score(self) -> float | None:
         """The last pick's score; None before the first."""
         return self._scores[-1] if self._scores else None
 
     @property
-    def fall(self) -> float:
+    def recent_decrease(self) -> float:
         """By how much the score fell with each of the last picks."""
         scores = self._scores
         return max(0.0, scores[0] - scores[-1]) / (len(scores) - 1) if len(scores) > 1 else 0.0
 
     @property
-    def drop(self) -> float:
+    def expected_decrease(self) -> float:
         """By how much scores may fall with the next picks, going by the last ones."""
-        fall = self.fall * self._lookahead
-        return self.patience * (fall if fall > self._least else 1e3 * self._least)
+        fall = self.recent_decrease * self._lookahead
+        return self.backoff * (fall if fall > self._least else 1e3 * self._least)
 
     def inside(
         self,
-        front: Front,
+        working_set: Solved,
         objective: Objective,
         order: np.ndarray,
-        outside: Elsewhere,
-        ledger: Ledger,
+        outside: RestBound,
+        state: BudgetState,
         stop_below: float = -math.inf,
         progress: Progress | None = None,
     ) -> str | None:
-        """Pick inside a front while its best goes before everything outside.
+        """Pick inside a working set while its best goes before everything outside.
 
         Args:
-            front: Items with exact residuals.
+            working_set: Items with exact residuals.
             objective: What a pick is worth.
             order: (N,) distinct, of every item: among tied items the one with the smallest is picked.
             outside: The other items.
-            ledger: What may still be picked.
+            state: What may still be picked.
             stop_below: End before the first pick whose log gain is less.
             progress: Called after each pick with the number of picks and the pick's log gain.
 
         Returns:
             Why the search is to end, in words; else None.
         """
-        rows, floor = front.rows, objective.kernel.floor
+        rows, floor = working_set.rows, objective.kernel.floor
         order = order[rows]  # (p,)
-        while not ledger.full:
-            scores, reach = objective.scores(front.residuals, rows)  # (p,) exact
-            shut = ~ledger.eligible[rows]
-            scores[shut] = reach[shut] = -np.inf
+        while not state.full:
+            scores, tie_bound = objective.scores(working_set.residuals, rows)  # (p,) exact
+            blocked = ~state.eligible[rows]
+            scores[blocked] = tie_bound[blocked] = -np.inf
             best = scores.max(initial=-np.inf)
             if best == -np.inf:
                 return None
-            tied = np.flatnonzero(reach >= best)
+            tied = np.flatnonzero(tie_bound >= best)
             j = int(tied[order[tied].argmin()])
-            if not outside.below(best, float(reach[j]), order[j]):
+            if not outside.certifies(best, float(tie_bound[j]), order[j]):
                 return None
-            gain = math.log(max(float(front.residuals[j]), floor))
+            gain = math.log(max(float(working_set.residuals[j]), floor))
             if gain < stop_below:
                 return (
                     f"stopped at pick {len(self.indices) + 1}: the next example adds {gain:.4g} nats,"
                     f" less than {stop_below:g}"
                 )
             index = int(rows[j])
-            front.pick(j)
+            working_set.pick(j)
             outside.picked(index)
-            ledger.take(index)
+            state.take(index)
             self.indices.append(index)
             self.log_gains.append(gain)
             self._scores.append(best)
-            self.patience = 1.0
-            self.anew = True
+            self.backoff = 1.0
+            self.changed = True
             if progress is not None:
                 progress(len(self.indices), gain)
         return None
 
 
 def condition(oracle: Any, rows: np.ndarray, floor: float, width: int) -> np.ndarray:
-    """Make items picks of an oracle, in this order and so many in a front, before the first pick of a search.
+    """Make items picks of an oracle, in this order and so many in a working set, before the first pick of a search.
 
     Returns:
         Those that were; the others, at or below the floor, change nothing.
     """
     made = []
     for start in range(0, len(rows), width):
-        front = oracle.open(rows[start : start + width])
-        place = {int(row): j for j, row in enumerate(front.rows)}
+        working_set = oracle.solve(rows[start : start + width])
+        place = {int(row): j for j, row in enumerate(working_set.rows)}
         for row in rows[start : start + width].tolist():
-            if front.residuals[place[row]] > floor:
-                front.pick(place[row])
+            if working_set.residuals[place[row]] > floor:
+                working_set.pick(place[row])
                 made.append(row)
-        oracle.close(front)
+        oracle.commit(working_set)
     return np.array(made, dtype=np.int64)
 
 
-def why_nothing_is_left(ledger: Ledger, done: int, largest: float, floor: float) -> str:
+def why_nothing_is_left(state: BudgetState, done: int, largest: float, floor: float) -> str:
     """Why a search ended before its budget was used up, in words.
 
     Args:
-        ledger: The account, of which something is left.
+        state: The state, of which something is left.
         done: How many picks were made.
         largest: The largest residual of what may still be picked; nothing may where it is negative.
         floor: The kernel's.
     """
-    where = f"stopped at pick {done + 1} of {done + ledger.left}"
+    where = f"stopped at pick {done + 1} of {done + state.left}"
     if largest < 0:
-        return f"{where}: {ledger.why_nothing()}"
+        return f"{where}: {state.why_nothing()}"
     return (
         f"{where}: numerically rank-deficient, as nothing that is left adds to the picks (largest conditional variance"
         f" {largest:.1e}, floor {floor:.1e}); the rest are copies of picks, or the rank is used up"
@@ -288,22 +290,22 @@ def why_nothing_is_left(ledger: Ledger, done: int, largest: float, floor: float)
 
 
 def best_rows(
-    contenders: np.ndarray, scores: np.ndarray, reach: np.ndarray, stale: np.ndarray, order: np.ndarray, size: int
+    candidates: np.ndarray, scores: np.ndarray, tie_bound: np.ndarray, stale: np.ndarray, order: np.ndarray, size: int
 ) -> np.ndarray:
-    """The best contender and what ties with it; of more than fit, those that come first; then the next best.
+    """The best candidate and what ties with it; of more than fit, those that come first; then the next best.
 
     Args:
-        contenders: (n,) items whose bounds are up to date.
-        scores, reach: (N,) of every item, see ``Objective.scores``.
+        candidates: (n,) items whose bounds are up to date.
+        scores, tie_bound: (N,) of every item, see ``Objective.scores``.
         stale: (N,) bool: whose bound is out of date.
         order: (N,) distinct: those with the smallest come first.
         size: How many to return at the most.
     """
-    tied = np.flatnonzero(~stale & (reach >= scores[contenders].max()))
+    tied = np.flatnonzero(~stale & (tie_bound >= scores[candidates].max()))
     if len(tied) > size:
         first = tied[np.argsort(order[tied])[: size - 1]]
-        return np.unique(np.append(first, contenders[scores[contenders].argmax()]))
-    rest = np.setdiff1d(contenders, tied, assume_unique=True)
+        return np.unique(np.append(first, candidates[scores[candidates].argmax()]))
+    rest = np.setdiff1d(candidates, tied, assume_unique=True)
     return np.concatenate([tied, rest[largest(scores[rest], size - len(tied))]])
 
 

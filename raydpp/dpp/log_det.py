@@ -12,7 +12,7 @@ from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 
 
-def factor_gains(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
+def pivot_residuals(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
     """The residual of each row given the rows before it: the squared diagonal of the Cholesky factor.
 
     A blocked Cholesky factorisation without pivoting that, unlike the library's, goes on past a singular
@@ -52,6 +52,6 @@ def factor_gains(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
 def ordered_log_gains(
     rows: UnitRows, picks: Sequence[int], kernel: Kernel, owned: Sequence[int] | np.ndarray = ()
 ) -> list[float]:
-    """The log residual of each pick given what is owned and the picks before it: (m,) in nats. See ``factor_gains``."""
+    """The log residual of each pick given what is owned and the picks before it: (m,) in nats."""
     index = torch.tensor([*owned, *picks], dtype=torch.int64, device=rows.device)
-    return factor_gains(rows.take(index), kernel)[len(owned) :].log().tolist()
+    return pivot_residuals(rows.take(index), kernel)[len(owned) :].log().tolist()

@@ -20,7 +20,7 @@ TIE_ABSOLUTE = 1e-12
 absolute (they are what subtraction leaves of the diagonal), so small residuals carry a large relative one."""
 
 
-def worth(rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None) -> np.ndarray:
+def modular_term(rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None) -> np.ndarray:
     """What each item is worth whatever was picked before, (N,) float64: quality, less what it costs.
 
     Args:
@@ -40,13 +40,13 @@ class Objective:
     Attributes:
         kernel: Its diagonal and floor give residuals their scale.
         diversity: 1 - w in (0, 1].
-        offsets: (N,) float64: o_i, what an item is worth whatever was picked before: w times its quality, and
+        modular: (N,) float64: o_i, what an item is worth whatever was picked before: w times its quality, and
             less for what it costs. None for 0.
     """
 
     kernel: Kernel
     diversity: float = 1.0
-    offsets: np.ndarray | None = None
+    modular: np.ndarray | None = None
 
     def scores(self, residuals: np.ndarray, rows: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """The gain in the objective of each item, and how high rounding may have it reach. Both rise with residuals.
@@ -57,7 +57,7 @@ class Objective:
 
         Returns:
             scores: (n,); -inf where the residual is at or below the floor.
-            reach: (n,); item i ties with the best score b if ``reach[i] >= b``.
+            tie_bound: (n,); item i ties with the best score b if ``tie_bound[i] >= b``.
         """
         clamped = np.maximum(residuals, self.kernel.floor)
         scores = np.log(clamped)
@@ -66,8 +66,8 @@ class Objective:
         if self.diversity != 1.0:
             scores *= self.diversity
             slack *= self.diversity
-        if self.offsets is not None:
-            scores += self.offsets[rows]
+        if self.modular is not None:
+            scores += self.modular[rows]
         slack += 1e-15 * np.abs(scores)  # the rounding of the score itself
         scores[residuals <= self.kernel.floor] = -np.inf
         slack += scores
@@ -75,8 +75,8 @@ class Objective:
 
     def residuals(self, score: float, rows: np.ndarray) -> np.ndarray:
         """The residuals at which items have this score: (n,) items -> (n,) float64."""
-        worth = score if self.offsets is None else score - self.offsets[rows]
-        return np.broadcast_to(np.exp(worth / self.diversity), rows.shape)
+        level = score if self.modular is None else score - self.modular[rows]
+        return np.broadcast_to(np.exp(level / self.diversity), rows.shape)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from raydpp.cluster import memory_for
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import condition
-from raydpp.dpp.oracles.choice import OracleName, make_given, oracle_of_rounds
+from raydpp.dpp.oracles.choice import OracleName, bounded_oracle, choose_sharded_oracle
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.progress import progress_bar
 from raydpp.select.plan import need
@@ -88,7 +88,7 @@ def certify(
     ids = [pa.array(picks["id"].to_pylist(), pa.string()), *([] if exclude is None else [exclude])]
     features = vectors(picks[request.column])  # (k, D)
     size = len(picks) + owned_rows
-    oracle = oracle_of_rounds(request.oracle, request.kernel, table.rows, table.dimension, size)
+    oracle = choose_sharded_oracle(request.oracle, request.kernel, table.rows, table.dimension, size)
     told = ray.remote(_told).remote(owned, features, request.kernel, oracle)
     common = (table, request, oracle, size, told, accepted, ray.put(pa.concat_arrays(ids)))
     task: Any = ray.remote(_left)
@@ -108,7 +108,7 @@ def certify(
 
 
 def _worth(picks: pa.Table, request: Request) -> np.ndarray:
-    worth = items_of(picks, request).worth
+    worth = items_of(picks, request).modular
     return np.zeros(len(picks)) if worth is None else worth
 
 
@@ -116,7 +116,7 @@ def _told(owned: np.ndarray | None, picks: np.ndarray, kernel: Kernel, oracle: O
     """Everything to condition on, but copies: (k, D) as stored."""
     features: Sequence[np.ndarray] = [picks] if owned is None else [owned.astype(picks.dtype), picks]
     rows = UnitRows(np.concatenate(features))
-    given = make_given(oracle, rows, kernel, len(rows))
+    given = bounded_oracle(oracle).posterior_type(rows, kernel, len(rows))
     return rows.stored(condition(given, np.arange(len(rows)), kernel.floor, width=256))
 
 

@@ -19,8 +19,8 @@ import pyarrow.fs as pafs
 from raydpp.cluster import memory_for
 from raydpp.dpp.budget import Budget
 from raydpp.dpp.lazy_greedy import Selection
-from raydpp.dpp.oracles.choice import oracle_of_rounds
-from raydpp.dpp.sharded.coordinator import Rounds
+from raydpp.dpp.oracles.choice import choose_sharded_oracle
+from raydpp.dpp.sharded.coordinator import ShardedGreedy
 from raydpp.progress import progress_bar
 from raydpp.select.plan import need
 from raydpp.select.request import Picked, Request
@@ -69,13 +69,13 @@ def exact_greedy(
     have = None if owned is None else ray.get(owned)
     rows, most = table.rows, request.size or table.rows
     size = min(most, rows) + owned_rows
-    oracle = oracle_of_rounds(request.oracle, request.kernel, rows, table.dimension, size)
+    oracle = choose_sharded_oracle(request.oracle, request.kernel, rows, table.dimension, size)
     log.info("%s: exact greedy MAP over %d shards by the %s oracle", title, len(groups), oracle)
     largest = max(sum(part.rows for part in group) for group in groups)
     memory = memory_for(need(replace(request, size=most), largest, table.dimension, owned_rows).bytes, title)
     shards = ShardActors(table, groups, request, oracle, size, exclude, memory)
     try:
-        search = Rounds(
+        search = ShardedGreedy(
             shards,
             request.kernel,
             oracle,
@@ -101,7 +101,7 @@ def exact_greedy(
     return Picked(rows_picked, found, interrupted, search.rounds, seconds)
 
 
-def _run(search: Rounds, request: Request, title: str, record: str) -> tuple[str | None, bool]:
+def _run(search: ShardedGreedy, request: Request, title: str, record: str) -> tuple[str | None, bool]:
     """Search; returns why it ended early, in words, and whether Ctrl-C did it. Whatever happens, picks are kept."""
     picks, saved = search.picks, time.monotonic()
     with progress_bar(title, request.size, "picks") as bar:
@@ -126,7 +126,7 @@ def _run(search: Rounds, request: Request, title: str, record: str) -> tuple[str
             _save(search, record)
 
 
-def _save(search: Rounds, record: str) -> None:
+def _save(search: ShardedGreedy, record: str) -> None:
     gains = search.picks.log_gains
     write_table(record, pa.table({"id": search.ids[: len(gains)], "log_gain": np.array(gains, np.float64)}))
 

@@ -18,7 +18,7 @@ from raydpp.dpp.budget import OTHERS, check_costs
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Progress, Selection
-from raydpp.dpp.objective import Score, combine, worth
+from raydpp.dpp.objective import Score, combine, modular_term
 from raydpp.dpp.oracles.choice import OracleName
 from raydpp.dpp.sharded.shard import Items
 from raydpp.errors import UserError
@@ -147,7 +147,7 @@ def items_of(table: pa.Table, request: Request, exclude: pa.Array | None = None)
     return Items(
         vectors(table[request.column]),  # (n, D)
         table["id"].to_pylist(),
-        worth(table.num_rows, request.weight, request.scores(table), costs),
+        modular_term(table.num_rows, request.weight, request.scores(table), costs),
         table["source"].to_numpy().astype(np.str_) if request.minimum or request.maximum else None,
         costs,
         np.flatnonzero(shut),

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raydpp.dpp.oracles.bounds import Exact
 from raydpp.dpp.oracles.choice import OracleName
-from raydpp.dpp.sharded.messages import Contenders, News
+from raydpp.dpp.sharded.messages import Candidates, RoundUpdate
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.errors import UserError
 from raydpp.select.request import Request, items_of
@@ -32,7 +32,7 @@ _LOOK = 2.0  # seconds between two looks at the shards' processes
 
 
 class ShardActors:
-    """Shards in actors of the cluster, for ``Rounds``.
+    """Shards in actors of the cluster, for ``ShardedGreedy``.
 
     Ray starts an actor that died anew, wherever there is room, and calls it again. What a shard is made of comes with
     every call, since what is given to a constructor in the object store is gone when it is called again.
@@ -72,14 +72,14 @@ class ShardActors:
                 found[source] = found.get(source, 0) + count
         return found
 
-    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
+    def advance(self, news: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
         """A round of some shards."""
         import ray
 
         told = ray.put(news)  # once, however many hear it
         return self._collect({i: self._actors[i].advance.remote(self._setup, told, exact) for i, exact in own.items()})
 
-    def find(self, ids: Sequence[str]) -> list[Contenders]:
+    def find(self, ids: Sequence[str]) -> list[Candidates]:
         """Items by their ids, from every shard."""
         import ray
 
@@ -199,10 +199,10 @@ class _ShardActor:
     def available(self, setup: list[Any]) -> dict[str, int]:
         return self._make(setup)[1].available
 
-    def advance(self, setup: list[Any], news: News, own: Exact) -> Contenders | None:
+    def advance(self, setup: list[Any], news: RoundUpdate, own: Exact) -> Candidates | None:
         return self._make(setup)[1].advance(news, own)
 
-    def find(self, setup: list[Any], ids: list[str]) -> Contenders:
+    def find(self, setup: list[Any], ids: list[str]) -> Candidates:
         return self._make(setup)[1].find(ids)
 
     def take(self, setup: list[Any], rows: list[int]) -> pa.Table:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpp.dpp.budget import Budget, Ledger, check_costs, count_of, in_order
+from raydpp.dpp.budget import Budget, BudgetState, check_costs, count_of, in_order
 from raydpp.errors import UserError
 
 
@@ -33,8 +33,8 @@ def test_a_budget_is_a_count_or_a_fraction() -> None:
 
 def test_a_minimum_is_of_what_there_is_and_the_star_is_everyone_else() -> None:
     sources = list("aaabbbbcc")
-    ledger = Budget(6, sources=sources, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5}).ledger(9)
-    picks = in_order(ledger, np.arange(9))
+    state = Budget(6, sources=sources, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5}).state(9)
+    picks = in_order(state, np.arange(9))
     assert sorted(np.array(sources)[picks].tolist()) == list("abbbcc")
 
 
@@ -59,17 +59,17 @@ def test_a_minimum_is_of_what_there_is_and_the_star_is_everyone_else() -> None:
 )
 def test_a_mistake_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Budget(**arguments).ledger(4)
+        Budget(**arguments).state(4)
 
 
 def test_an_opening_has_no_items_and_the_limits_of_all() -> None:
     budget = Budget(0.5, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5})
-    ledger = budget.opening(12, {"a": 3, "b": 4, "c": 2})
-    assert (len(ledger.eligible), ledger.left, ledger.terms[0]) == (0, 6, None)
+    state = budget.streaming_state(12, {"a": 3, "b": 4, "c": 2})
+    assert (len(state.eligible), state.left, state.limits[0]) == (0, 6, None)
     sources = np.array(list("aaabbbbcc"))
-    ledger.admit(np.unique(sources, return_inverse=True)[1], np.full(9, np.inf))
-    assert sorted(sources[in_order(ledger, np.arange(9))].tolist()) == list("abbbcc")
-    spent = Budget(tokens=7.0).opening(12, {"": 12})
+    state.admit(np.unique(sources, return_inverse=True)[1], np.full(9, np.inf))
+    assert sorted(sources[in_order(state, np.arange(9))].tolist()) == list("abbbcc")
+    spent = Budget(tokens=7.0).streaming_state(12, {"": 12})
     spent.admit(np.zeros(4, dtype=np.int64), np.array([3.0, 5.0, 4.0, 1.0]))
     assert in_order(spent, np.arange(4)) == [0, 2]
 
@@ -88,7 +88,7 @@ def test_an_opening_has_no_items_and_the_limits_of_all() -> None:
 )
 def test_a_mistake_is_refused_at_the_opening_too(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Budget(**arguments).opening(12, {"a": 6, "b": 6})
+        Budget(**arguments).streaming_state(12, {"a": 6, "b": 6})
 
 
 def test_costs_are_numbers_above_0_one_an_item() -> None:
@@ -111,8 +111,8 @@ def test_quotas_are_kept_whatever_the_order(seed: int, rows: int, data: st.DataO
     for source, count in counts.items():
         room = size - int(sum(minimum.values()))
         minimum[source] = data.draw(st.integers(0, max(0, min(room, count, maximum.get(source, rows)))))
-    ledger = Budget(size, sources=sources, minimum=minimum, maximum=maximum).ledger(rows)
-    picks = in_order(ledger, random.permutation(rows))
+    state = Budget(size, sources=sources, minimum=minimum, maximum=maximum).state(rows)
+    picks = in_order(state, random.permutation(rows))
     picked = {source: int((sources[picks] == source).sum()) for source in counts}
     assert len(set(picks)) == len(picks)
     for source in counts:
@@ -126,24 +126,24 @@ def test_quotas_are_kept_whatever_the_order(seed: int, rows: int, data: st.DataO
 def test_tokens_are_never_overspent_and_nothing_that_fits_is_left(seed: int, rows: int, tokens: float) -> None:
     random = np.random.default_rng(seed)
     costs = random.integers(1, 60, rows).astype(float)
-    ledger = Budget(tokens=tokens, costs=costs).ledger(rows)
-    most = ledger.at_most
-    picks = in_order(ledger, random.permutation(rows))
+    state = Budget(tokens=tokens, costs=costs).state(rows)
+    most = state.at_most
+    picks = in_order(state, random.permutation(rows))
     spent = costs[picks].sum()
     assert spent <= tokens
     rest = np.delete(costs, picks)
-    assert ledger.full
+    assert state.full
     assert len(picks) <= most
     assert not len(rest) or spent + rest.min() > tokens
 
 
 def test_what_is_excluded_or_put_behind_is_never_eligible() -> None:
-    ledger = Budget(5, exclude=[0, 3]).ledger(6)
-    ledger.extend(2)
-    assert ledger.at_most == 4
-    assert in_order(ledger, np.arange(8)) == [1, 2, 4, 5]
-    assert not ledger.full
-    assert ledger.why_nothing() == "no item is left"
+    state = Budget(5, exclude=[0, 3]).state(6)
+    state.extend(2)
+    assert state.at_most == 4
+    assert in_order(state, np.arange(8)) == [1, 2, 4, 5]
+    assert not state.full
+    assert state.why_nothing() == "no item is left"
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,13 +164,13 @@ def test_items_that_come_bit_by_bit_are_eligible_as_if_all_were_there(
             minimum[label] = data.draw(st.integers(0, int(min(room, maximum.get(label, rows)))))
             room -= int(minimum[label])
     spend = data.draw(st.floats(1, 100)) if tokens else None
-    whole = Budget(size, spend, costs, sources, minimum, maximum).ledger(rows)
+    whole = Budget(size, spend, costs, sources, minimum, maximum).state(rows)
     counts = dict(zip(labels.tolist(), np.bincount(groups).tolist(), strict=True))
-    part = Budget(size, spend, minimum=minimum, maximum=maximum).opening(rows, counts)
+    part = Budget(size, spend, minimum=minimum, maximum=maximum).streaming_state(rows, counts)
     part.extend(2)  # such as what is owned
     come = [-1, -1]
     while part.left:
-        most, may = part.terms
+        most, may = part.limits
         meet = may[groups] & (costs <= most if most is not None else True)
         waiting = np.setdiff1d(np.arange(rows), come)
         assert meet[waiting].tolist() == whole.eligible[waiting].tolist()
@@ -179,9 +179,9 @@ def test_items_that_come_bit_by_bit_are_eligible_as_if_all_were_there(
         come += new.tolist()
         assert part.eligible.tolist() == [False, False, *whole.eligible[come[2:]]]
         assert part.left == whole.left
-        open_ = np.flatnonzero(part.eligible)
-        if len(open_):
-            index = int(random.choice(open_))
+        allowed = np.flatnonzero(part.eligible)
+        if len(allowed):
+            index = int(random.choice(allowed))
             part.take(index)
             whole.take(come[index])
         elif not whole.eligible.any():
@@ -190,7 +190,7 @@ def test_items_that_come_bit_by_bit_are_eligible_as_if_all_were_there(
 
 
 def test_the_terms_are_what_may_be_spent_and_on_which_groups() -> None:
-    ledger = Ledger(
+    state = BudgetState(
         np.ones(4, dtype=bool),
         3,
         10.0,
@@ -199,19 +199,19 @@ def test_the_terms_are_what_may_be_spent_and_on_which_groups() -> None:
         np.array([0.0, 0.0, 1.0]),
         np.array([1.0, np.inf, np.inf]),
     )
-    tokens, may = ledger.terms
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (10.0, [True, True, True])
-    ledger.take(0)
-    tokens, may = ledger.terms
+    state.take(0)
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (9.0, [False, True, True])
-    ledger.take(1)  # one is left, and owed to the last group
-    tokens, may = ledger.terms
+    state.take(1)  # one is left, and owed to the last group
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (7.0, [False, False, True])
-    assert Ledger(np.ones(2, dtype=bool), 1).terms[0] is None
+    assert BudgetState(np.ones(2, dtype=bool), 1).limits[0] is None
 
 
 def test_what_is_taken_in_order_is_told() -> None:
     heard: list[int] = []
-    ledger = Budget(2, exclude=[3]).ledger(5)
-    assert in_order(ledger, [3, 4, 0, 1], lambda count, gain: heard.append(count)) == [4, 0]
+    state = Budget(2, exclude=[3]).state(5)
+    assert in_order(state, [3, 4, 0, 1], lambda count, gain: heard.append(count)) == [4, 0]
     assert heard == [1, 2]

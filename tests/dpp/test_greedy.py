@@ -242,13 +242,13 @@ def test_a_budget_of_tokens_takes_what_adds_most_per_token_and_still_fits(weight
     picks: list[int] = []
     left = 100.0
     while any(costs[i] <= left for i in set(range(30)) - set(picks)):
-        worth = {}
+        modular = {}
         for i in set(range(30)) - set(picks):
             if costs[i] <= left:
                 inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks, i]) if picks else np.zeros(0)
                 residual = 1.0 - matrix[picks, i] @ inner
-                worth[i] = (1 - weight) * np.log(residual / costs[i]) + weight * quality[i]
-        picks.append(min(worth, key=lambda i: (-round(worth[i], 9), i)))
+                modular[i] = (1 - weight) * np.log(residual / costs[i]) + weight * quality[i]
+        picks.append(min(modular, key=lambda i: (-round(modular[i], 9), i)))
         left -= costs[picks[-1]]
     chosen = greedy_map(x, tokens=100, costs=costs, quality=quality, quality_weight=weight)
     assert chosen.indices.tolist() == picks

@@ -15,18 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpp.dpp.budget import Budget, Ledger
+from raydpp.dpp.budget import Budget, BudgetState
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.lazy_greedy import Picks, Search, Selection, best_rows, condition, largest, why_nothing_is_left
+from raydpp.dpp.lazy_greedy import LocalGreedy, Picks, Selection, best_rows, condition, largest, why_nothing_is_left
 from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles import cholesky as cholesky_pool
 from raydpp.dpp.oracles import factor, feature_space
 from raydpp.dpp.oracles.choice import make_oracle
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.feature_space import FeatureSpace
-from raydpp.dpp.oracles.textbook import Textbook
-from raydpp.dpp.oracles.working_set import DenseFront
+from raydpp.dpp.oracles.cholesky import CholeskyOracle
+from raydpp.dpp.oracles.feature_space import FeatureSpaceOracle
+from raydpp.dpp.oracles.textbook import TextbookOracle
+from raydpp.dpp.oracles.working_set import WorkingSet
 
 REAL = Path(__file__).parents[3] / "shared/features/minilm_32k.parquet"
 
@@ -38,44 +38,44 @@ def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
 
 @contextmanager
 def small() -> Iterator[None]:
-    """Panels, pools and fronts so small that little data goes through all of their turns."""
+    """Panels, pools and working sets so small that little data goes through all of their turns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factor, "WIDTH", 8)
         patch.setattr(cholesky_pool, "WIDTH", 8)
         patch.setattr(cholesky_pool, "TILE", 3)
         patch.setattr(feature_space, "_COPIED", 0.8)
-        for oracle in (CholeskyPool, FeatureSpace):
-            patch.setattr(oracle, "front_size", 5)
-            patch.setattr(oracle, "enough", 2)
+        for oracle in (CholeskyOracle, FeatureSpaceOracle):
+            patch.setattr(oracle, "working_set_size", 5)
+            patch.setattr(oracle, "min_candidates", 2)
             patch.setattr(oracle, "lookahead", 3)
-            patch.setattr(oracle, "scout_size", 9)
+            patch.setattr(oracle, "speculation_size", 9)
         yield
 
 
 def found(oracle: Any, kernel: Kernel, size: int, **options: Any) -> tuple[list[int], list[float], str | None]:
     n = len(oracle.bounds)
     order = options.get("order", np.arange(n))
-    objective = Objective(kernel, options.get("diversity", 1.0), options.get("offsets"))
-    search = Search(oracle, objective, order)
+    objective = Objective(kernel, options.get("diversity", 1.0), options.get("modular"))
+    search = LocalGreedy(oracle, objective, order)
     search.condition(options.get("owned", np.empty(0, dtype=np.int64)))
-    stopped = search.run(Budget(size, exclude=options.get("owned")).ledger(n))
+    stopped = search.run(Budget(size, exclude=options.get("owned")).state(n))
     return search.indices, search.log_gains, stopped
 
 
 def everyone(rows: UnitRows, kernel: Kernel, size: int) -> dict[str, Any]:
     oracles: dict[str, Any] = {
-        "float32": CholeskyPool(rows, kernel, size),
-        "float64": CholeskyPool(rows, kernel, size, torch.float64),
+        "float32": CholeskyOracle(rows, kernel, size),
+        "float64": CholeskyOracle(rows, kernel, size, torch.float64),
     }
     if kernel.name == "cosine" and (kernel.ridge or 0) >= feature_space.MIN_RIDGE:
-        oracles["feature space"] = FeatureSpace(rows, kernel)
+        oracles["feature space"] = FeatureSpaceOracle(rows, kernel, size)
     return oracles
 
 
 def agree(x: np.ndarray, kernel: Kernel, size: int, **options: Any) -> None:
     rows, owned = UnitRows(x), options.get("owned", ())
     most = size + len(owned)
-    expected = found(Textbook(rows, kernel, most), kernel, size, **options)
+    expected = found(TextbookOracle(rows, kernel, most), kernel, size, **options)
     for name, oracle in everyone(rows, kernel, most).items():
         picks, gains, stopped = found(oracle, kernel, size, **options)
         assert picks == expected[0], name
@@ -109,7 +109,7 @@ def problems(draw: st.DrawFn) -> tuple[np.ndarray, Kernel, int, dict[str, Any]]:
     options: dict[str, Any] = {"order": random.permutation(len(x))}
     if draw(st.booleans()):
         options["diversity"] = draw(st.sampled_from([0.9, 0.5, 0.05]))
-        options["offsets"] = (1 - options["diversity"]) * random.integers(0, 3, len(x)).astype(float)
+        options["modular"] = (1 - options["diversity"]) * random.integers(0, 3, len(x)).astype(float)
     if draw(st.booleans()):
         options["owned"] = random.permutation(len(x))[: draw(st.integers(1, max(1, len(x) // 3)))]
     rest = len(x) - len(options.get("owned", ()))
@@ -151,19 +151,19 @@ def test_more_copies_of_a_row_than_a_front_holds_are_one_row_or_many(kernel: Ker
 
 def test_rows_are_stored_as_float64_once_float32_tells_too_little_apart() -> None:
     rows, kernel = UnitRows(sphere(800, 3)), Kernel("rbf", 0.05)
-    oracle = CholeskyPool(rows, kernel, 60)
-    assert oracle.storage == torch.float32
+    oracle = CholeskyOracle(rows, kernel, 60)
+    assert oracle.dtype == torch.float32
     picks = found(oracle, kernel, 60)
-    assert oracle.storage == torch.float64
-    assert picks[0] == found(Textbook(rows, kernel, 60), kernel, 60)[0]
+    assert oracle.dtype == torch.float64
+    assert picks[0] == found(TextbookOracle(rows, kernel, 60), kernel, 60)[0]
 
 
 def test_float32_stays_where_it_suffices_and_is_not_far_off() -> None:
     rows, kernel = UnitRows(sphere(3000, 48, 1)), Kernel("rbf")
-    oracle = CholeskyPool(rows, kernel, 500)
+    oracle = CholeskyOracle(rows, kernel, 500)
     found(oracle, kernel, 500)
-    assert oracle.storage == torch.float32
-    exact = Textbook(rows, kernel, 500)
+    assert oracle.dtype == torch.float32
+    exact = TextbookOracle(rows, kernel, 500)
     picks = found(exact, kernel, 500)[0]
     residuals = exact.residuals
     assert (oracle.bounds >= residuals - 1e-12).all()  # stale or not, bounds are bounds
@@ -187,8 +187,8 @@ def test_few_rows_are_brought_up_to_date(name: Any) -> None:
             refine(wanted, lowest)
 
         oracle.refine = counted
-        search = Search(oracle, Objective(kernel), np.arange(3000))
-        search.run(Budget(200).ledger(3000))
+        search = LocalGreedy(oracle, Objective(kernel), np.arange(3000))
+        search.run(Budget(200).state(3000))
         assert 0 < sum(brought) < 0.5 * 3000 * search.rounds
 
 
@@ -206,28 +206,28 @@ KERNEL = Kernel("rbf")
 
 
 class Below:
-    """Nothing outside the front goes before an item that scores above ``level``."""
+    """Nothing outside the working set goes before an item that scores above ``level``."""
 
     def __init__(self, level: float = -np.inf) -> None:
         self.level = level
         self.heard: list[int] = []
         self.asked: list[tuple[float, float, Any]] = []
 
-    def below(self, best: float, reach: float, order: Any) -> bool:
-        self.asked.append((best, reach, order))
+    def certifies(self, best: float, tie_bound: float, order: Any) -> bool:
+        self.asked.append((best, tie_bound, order))
         return best > self.level
 
     def picked(self, index: int) -> None:
         self.heard.append(index)
 
 
-def diagonal(*residuals: float) -> DenseFront:
+def diagonal(*residuals: float) -> WorkingSet:
     """Items that have nothing to do with one another: residuals stay as they are."""
-    return DenseFront(np.arange(10, 10 + len(residuals)), np.diag(residuals))
+    return WorkingSet(np.arange(10, 10 + len(residuals)), np.diag(residuals))
 
 
-def ledger(size: int = 3, **budget: Any) -> Ledger:
-    return Budget(size, **budget).ledger(20)
+def account(size: int = 3, **budget: Any) -> BudgetState:
+    return Budget(size, **budget).state(20)
 
 
 def test_a_selection_is_its_picks_and_their_gains() -> None:
@@ -238,85 +238,85 @@ def test_a_selection_is_its_picks_and_their_gains() -> None:
 
 
 def test_picks_are_made_inside_while_the_best_goes_before_everything_outside() -> None:
-    picks, outside, account = Picks(5), Below(math.log(0.45)), ledger(4)
+    picks, outside, state = Picks(5), Below(math.log(0.45)), account(4)
     heard: list[tuple[int, float]] = []
-    front = diagonal(0.3, 0.9, 0.5, 0.4)
+    working_set = diagonal(0.3, 0.9, 0.5, 0.4)
     ended = picks.inside(
-        front, Objective(KERNEL), np.arange(20), outside, account, progress=lambda *told: heard.append(told)
+        working_set, Objective(KERNEL), np.arange(20), outside, state, progress=lambda *told: heard.append(told)
     )
     assert ended is None
     assert picks.indices == [11, 12] == outside.heard
     assert picks.log_gains == [math.log(0.9), math.log(0.5)]
     assert heard == [(1, math.log(0.9)), (2, math.log(0.5))]
-    assert front.picked == [1, 2]
-    assert account.left == 2
-    assert not account.eligible[[11, 12]].any()
+    assert working_set.picked == [1, 2]
+    assert state.left == 2
+    assert not state.eligible[[11, 12]].any()
     assert outside.asked[-1] == (math.log(0.4), pytest.approx(math.log(0.4), abs=1e-8), 13)
-    assert picks.anew
+    assert picks.changed
 
 
 def test_of_items_that_tie_the_one_whose_order_is_smallest_is_picked() -> None:
-    front = diagonal(0.5, 0.5 + 1e-11, 0.5 - 1e-11, 0.4)
+    working_set = diagonal(0.5, 0.5 + 1e-11, 0.5 - 1e-11, 0.4)
     order: np.ndarray = np.arange(20)
     order[[10, 11, 12, 13]] = [13, 12, 11, 10]
     picks, outside = Picks(5), Below()
-    picks.inside(front, Objective(KERNEL), order, outside, ledger(1))
+    picks.inside(working_set, Objective(KERNEL), order, outside, account(1))
     assert picks.indices == [12]
-    best, reach, first = outside.asked[0]
+    best, tie_bound, first = outside.asked[0]
     assert (best, first) == (math.log(0.5 + 1e-11), 11)
-    assert reach == pytest.approx(math.log(0.5 - 1e-11) + 1e-9, abs=1e-13)
+    assert tie_bound == pytest.approx(math.log(0.5 - 1e-11) + 1e-9, abs=1e-13)
     names = np.array([f"{99 - value}" for value in range(20)], dtype=object)
     named = Picks(5)
-    named.inside(diagonal(0.5, 0.5, 0.5, 0.4), Objective(KERNEL), names, Below(), ledger(1))
+    named.inside(diagonal(0.5, 0.5, 0.5, 0.4), Objective(KERNEL), names, Below(), account(1))
     assert named.indices == [12]
 
 
 def test_what_may_not_be_picked_is_passed_over_and_no_reason_to_end() -> None:
     picks = Picks(5)
-    account = ledger(4, exclude=[11])
-    assert picks.inside(diagonal(0.3, 0.9, 1e-12), Objective(KERNEL), np.arange(20), Below(), account) is None
+    state = account(4, exclude=[11])
+    assert picks.inside(diagonal(0.3, 0.9, 1e-12), Objective(KERNEL), np.arange(20), Below(), state) is None
     assert picks.indices == [10]  # the last is at the floor
-    nothing = DenseFront(np.empty(0, dtype=np.int64), np.empty((0, 0)))
-    assert picks.inside(nothing, Objective(KERNEL), np.arange(20), Below(), account) is None
+    nothing = WorkingSet(np.empty(0, dtype=np.int64), np.empty((0, 0)))
+    assert picks.inside(nothing, Objective(KERNEL), np.arange(20), Below(), state) is None
 
 
 def test_quality_counts_in_the_choice_and_not_in_the_gain() -> None:
-    offsets = np.zeros(20)
-    offsets[10] = 2.0
+    modular = np.zeros(20)
+    modular[10] = 2.0
     picks = Picks(5, diversity=0.5)
-    picks.inside(diagonal(0.3, 0.9), Objective(KERNEL, 0.5, offsets), np.arange(20), Below(), ledger(1))
+    picks.inside(diagonal(0.3, 0.9), Objective(KERNEL, 0.5, modular), np.arange(20), Below(), account(1))
     assert (picks.indices, picks.log_gains) == ([10], [math.log(0.3)])
-    assert picks.top == pytest.approx(0.5 * math.log(0.3) + 2.0)
+    assert picks.last_score == pytest.approx(0.5 * math.log(0.3) + 2.0)
 
 
 def test_it_ends_before_a_pick_that_adds_less_than_asked() -> None:
     picks = Picks(5)
-    ended = picks.inside(diagonal(0.9, 0.5), Objective(KERNEL), np.arange(20), Below(), ledger(), math.log(0.6))
+    ended = picks.inside(diagonal(0.9, 0.5), Objective(KERNEL), np.arange(20), Below(), account(), math.log(0.6))
     assert picks.indices == [10]
     assert ended == "stopped at pick 2: the next example adds -0.6931 nats, less than -0.510826"
 
 
 def test_how_far_to_look_ahead_goes_by_how_the_last_scores_fell() -> None:
     picks = Picks(3)
-    assert (picks.top, picks.fall, picks.anew) == (None, 0.0, False)
-    assert picks.drop == pytest.approx(0.01)  # nothing has been picked
+    assert (picks.last_score, picks.recent_decrease, picks.changed) == (None, 0.0, False)
+    assert picks.expected_decrease == pytest.approx(0.01)  # nothing has been picked
     scores = [0.9, 0.8, 0.7, 0.6, 0.5]
-    picks.patience = 8.0
-    picks.inside(diagonal(*scores), Objective(KERNEL), np.arange(20), Below(), ledger(5))
-    assert picks.patience == 1.0
-    assert picks.top == pytest.approx(math.log(0.5))
+    picks.backoff = 8.0
+    picks.inside(diagonal(*scores), Objective(KERNEL), np.arange(20), Below(), account(5))
+    assert picks.backoff == 1.0
+    assert picks.last_score == pytest.approx(math.log(0.5))
     fall = math.log(0.8 / 0.5) / 3  # of the last three
-    assert picks.fall == pytest.approx(fall)
-    assert picks.drop == pytest.approx(3 * fall)
-    picks.patience = 4.0
-    assert picks.drop == pytest.approx(12 * fall)
+    assert picks.recent_decrease == pytest.approx(fall)
+    assert picks.expected_decrease == pytest.approx(3 * fall)
+    picks.backoff = 4.0
+    assert picks.expected_decrease == pytest.approx(12 * fall)
 
 
 def test_after_ties_it_looks_ahead_as_at_the_start() -> None:
     picks = Picks(3)
-    picks.inside(diagonal(0.5, 0.5, 0.5), Objective(KERNEL), np.arange(20), Below(), ledger(3))
-    assert picks.fall == 0.0
-    assert picks.drop == pytest.approx(0.01)
+    picks.inside(diagonal(0.5, 0.5, 0.5), Objective(KERNEL), np.arange(20), Below(), account(3))
+    assert picks.recent_decrease == 0.0
+    assert picks.expected_decrease == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("width", [2, 50])
@@ -325,26 +325,26 @@ def test_what_is_owned_is_conditioned_on_in_order_and_copies_change_nothing(widt
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     x[[5, 7]] = x[[2, 3]]
     rows = UnitRows(x)
-    oracle = CholeskyPool(rows, KERNEL, 8)
+    oracle = CholeskyOracle(rows, KERNEL, 8)
     made = condition(oracle, np.array([3, 2, 5, 7, 0]), KERNEL.floor, width)
     assert made.tolist() == [3, 2, 0]
     assert made.dtype == np.int64
     matrix = KERNEL.matrix(rows.take()).numpy()
     inner = np.linalg.solve(matrix[np.ix_(made, made)], matrix[made])
     expected = np.diag(matrix) - (matrix[made] * inner).sum(axis=0)
-    np.testing.assert_allclose(oracle.open(np.array([1, 4, 6])).residuals, expected[[1, 4, 6]], atol=1e-12)
+    np.testing.assert_allclose(oracle.solve(np.array([1, 4, 6])).residuals, expected[[1, 4, 6]], atol=1e-12)
     assert condition(oracle, np.empty(0, dtype=np.int64), KERNEL.floor, width).tolist() == []
 
 
 def test_why_nothing_is_left_is_said_in_words() -> None:
-    account = ledger(5)
-    account.take(0)
-    words = why_nothing_is_left(account, 1, 3e-12, 1e-10)
+    state = account(5)
+    state.take(0)
+    words = why_nothing_is_left(state, 1, 3e-12, 1e-10)
     assert words.startswith(
         "stopped at pick 2 of 5: numerically rank-deficient, as nothing that is left adds to the picks"
     )
     assert "(largest conditional variance 3.0e-12, floor 1.0e-10)" in words
-    assert why_nothing_is_left(account, 1, -1.0, 1e-10) == "stopped at pick 2 of 5: no item is left"
+    assert why_nothing_is_left(state, 1, -1.0, 1e-10) == "stopped at pick 2 of 5: no item is left"
 
 
 @settings(max_examples=60, deadline=None)
@@ -363,18 +363,18 @@ ORDER = np.array([0, 5, 1, 2, 3, 4])
 
 def test_the_best_come_with_what_ties_and_then_the_next_best() -> None:
     stale = np.array([True, False, False, False, False, False])
-    contenders = np.arange(1, 6)
-    assert sorted(best_rows(contenders, SCORES, REACH, stale, ORDER, 4).tolist()) == [1, 3, 4, 5]
-    assert sorted(best_rows(contenders, SCORES, REACH, stale, ORDER, 3).tolist()) == [1, 3, 5]
-    assert sorted(best_rows(contenders, SCORES, REACH, stale, ORDER, 9).tolist()) == [1, 2, 3, 4, 5]
+    candidates = np.arange(1, 6)
+    assert sorted(best_rows(candidates, SCORES, REACH, stale, ORDER, 4).tolist()) == [1, 3, 4, 5]
+    assert sorted(best_rows(candidates, SCORES, REACH, stale, ORDER, 3).tolist()) == [1, 3, 5]
+    assert sorted(best_rows(candidates, SCORES, REACH, stale, ORDER, 9).tolist()) == [1, 2, 3, 4, 5]
 
 
 def test_of_more_ties_than_fit_those_come_that_are_first_and_the_best() -> None:
     stale = np.zeros(6, dtype=bool)
     stale[0] = True
-    contenders = np.arange(1, 6)
-    assert best_rows(contenders, SCORES, REACH, stale, ORDER, 2).tolist() == [3, 5]
-    assert best_rows(contenders, SCORES, REACH, stale, np.array([0, 1, 5, 2, 3, 4]), 2).tolist() == [1, 5]
+    candidates = np.arange(1, 6)
+    assert best_rows(candidates, SCORES, REACH, stale, ORDER, 2).tolist() == [3, 5]
+    assert best_rows(candidates, SCORES, REACH, stale, np.array([0, 1, 5, 2, 3, 4]), 2).tolist() == [1, 5]
 
 
 def test_what_ties_comes_though_it_is_no_contender_itself() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.objective import Objective, Score, combine, robust_scale, standardise, worth
+from raydpp.dpp.objective import Objective, Score, combine, modular_term, robust_scale, standardise
 from raydpp.errors import UserError
 from raydpp.select.request import parse_score
 
@@ -12,24 +12,24 @@ from raydpp.select.request import parse_score
 def test_what_ties_is_a_matter_of_rounding() -> None:
     objective = Objective(Kernel("rbf"))
     for residuals in ([0.5, 0.5 - 1e-11, 0.5 - 1e-7], [1e-6, 1e-6 - 1e-13, 1e-6 - 1e-11]):
-        scores, reach = objective.scores(np.array(residuals))
-        assert (reach >= scores.max()).tolist() == [True, True, False]
+        scores, tie_bound = objective.scores(np.array(residuals))
+        assert (tie_bound >= scores.max()).tolist() == [True, True, False]
 
 
 def test_a_score_is_the_weighted_log_and_the_offset() -> None:
     objective = Objective(Kernel("cosine"), 0.25, np.array([1.0, 2.0, 3.0]))
-    scores, reach = objective.scores(np.array([0.5, 0.0]), np.array([2, 0]))
+    scores, tie_bound = objective.scores(np.array([0.5, 0.0]), np.array([2, 0]))
     assert scores[0] == pytest.approx(0.25 * np.log(0.5) + 3.0)
-    assert scores[1] == reach[1] == -np.inf
-    assert 0 < reach[0] - scores[0] < 1e-8
+    assert scores[1] == tie_bound[1] == -np.inf
+    assert 0 < tie_bound[0] - scores[0] < 1e-8
 
 
 def test_scores_and_reach_rise_with_residuals() -> None:
     residuals = np.geomspace(1.1e-10, 1.0, 5000)
     for diversity in (1.0, 0.1):
-        scores, reach = Objective(Kernel(), diversity).scores(residuals)
+        scores, tie_bound = Objective(Kernel(), diversity).scores(residuals)
         assert (np.diff(scores) > 0).all()
-        assert (np.diff(reach) > 0).all()
+        assert (np.diff(tie_bound) > 0).all()
 
 
 def test_residuals_are_those_at_which_items_have_a_score() -> None:
@@ -41,10 +41,10 @@ def test_residuals_are_those_at_which_items_have_a_score() -> None:
 
 def test_what_an_item_is_worth_is_its_quality_less_what_it_costs() -> None:
     scores, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
-    assert worth(2, 0.0, None, None).tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(worth(2, 0.25, scores, None), [0.25, -0.5])
-    np.testing.assert_allclose(worth(2, 0.25, scores, costs), [0.25, -1.25])
-    np.testing.assert_allclose(worth(2, 0.25, None, costs), [0.0, -0.75])
+    assert modular_term(2, 0.0, None, None).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(modular_term(2, 0.25, scores, None), [0.25, -0.5])
+    np.testing.assert_allclose(modular_term(2, 0.25, scores, costs), [0.25, -1.25])
+    np.testing.assert_allclose(modular_term(2, 0.25, None, costs), [0.0, -0.75])
     assert scores.tolist() == [1.0, -2.0]
 
 

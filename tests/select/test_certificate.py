@@ -6,7 +6,7 @@ import pytest
 
 from raydpp.dpp.features import unit_rows
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.log_det import factor_gains
+from raydpp.dpp.log_det import pivot_residuals
 from raydpp.dpp.objective import Score
 from raydpp.select.certificate import Certificate, certify
 from raydpp.select.partition_merge import distributed_greedy
@@ -20,7 +20,7 @@ def left(rows: pa.Table, picks: list[str], owned: np.ndarray, kernel: Kernel) ->
     place = {name: i for i, name in enumerate(rows["id"].to_pylist())}
     have = np.concatenate([owned, x[[place[name] for name in picks]]])
     return {
-        name: float(factor_gains(unit_rows(np.concatenate([have, x[i : i + 1]])), kernel)[-1])
+        name: float(pivot_residuals(unit_rows(np.concatenate([have, x[i : i + 1]])), kernel)[-1])
         for name, i in place.items()
         if name not in picks
     }

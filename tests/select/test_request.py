@@ -105,19 +105,19 @@ def test_a_tables_rows_become_the_items_of_a_shard() -> None:
     np.testing.assert_array_equal(plain.features, vectors(table["gradient"]))
     assert list(plain.ids) == table["id"].to_pylist()
     assert (plain.sources, plain.costs, plain.exclude.tolist()) == (None, None, [])
-    assert plain.worth is not None
-    assert not plain.worth.any()
+    assert plain.modular is not None
+    assert not plain.modular.any()
     score = Score("response_tokens", 1.0, 3.0, 1.0)
     request = Request(Kernel(), quality=(score,), weight=0.5, tokens=9.0, maximum={"a": 1})
     items = items_of(table, request, pa.array(["0000", "0004", "elsewhere"]))
     assert items.exclude.tolist() == [0, 4]
     assert items.sources is not None
     assert items.costs is not None
-    assert items.worth is not None
+    assert items.modular is not None
     assert items.sources.tolist() == ["a", "None", "b"] * 2
     assert items.costs[[1, 2, 3, 5]].tolist() == [2.0, 3.0, 4.0, 6.0]
-    np.testing.assert_allclose(items.worth[[1, 5]], [-0.5 - 0.5 * np.log(2), 1.5 - 0.5 * np.log(6)])
-    assert np.isfinite(items.worth).all()
+    np.testing.assert_allclose(items.modular[[1, 5]], [-0.5 - 0.5 * np.log(2), 1.5 - 0.5 * np.log(6)])
+    assert np.isfinite(items.modular).all()
     with pytest.raises(UserError, match=r"1 costs are not numbers above 0 \(rows \[0\]\)"):
         items_of(table, request, pa.array(["0004"]))
 

@@ -14,7 +14,7 @@ import pytest
 from raydpp.cluster import explain
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.sharded.messages import News
+from raydpp.dpp.sharded.messages import RoundUpdate
 from raydpp.errors import UserError
 from raydpp.select import shard_actors as stage
 from raydpp.select.request import Request
@@ -23,7 +23,7 @@ from raydpp.tables import gradient_schema, open_table, partition_files
 from tests.faults import faulty_shard
 from tests.select.spread import DIMENSION, make_table
 
-FIRST = News(0, 0, np.empty((0, 1)), None, 1.0, 8)
+FIRST = RoundUpdate(0, 0, np.empty((0, 1)), None, 1.0, 8)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_a_slow_round_is_no_shard_without_a_node(made: Any, tmp_path: Path, monk
     shards.available()
     monkeypatch.setattr(stage, "PATIENCE", 0.5)
     monkeypatch.setattr(stage, "_LOOK", 0.2)
-    answers = shards.advance(FIRST, {0: Exact.nothing(), 1: Exact.nothing()})
+    answers = shards.advance(FIRST, {0: Exact.empty(), 1: Exact.empty()})
     assert all(answers[i].ids for i in range(2))
 
 
@@ -153,7 +153,7 @@ def test_a_shard_that_dies_every_time_ends_the_search_in_words(
     monkeypatch.setattr(stage, "DEATHS", 2)
     monkeypatch.setattr(stage, "_LOOK", 0.2)
     with pytest.raises(UserError, match="the process of a shard died 2 times in one round"):
-        made(1).advance(FIRST, {0: Exact.nothing()})
+        made(1).advance(FIRST, {0: Exact.empty()})
     assert 2 <= len(list(tmp_path.glob("log.died*"))) <= 3
 
 

@@ -1,4 +1,4 @@
-"""Exact greedy MAP over shards: rounds of contenders from all, picks among them, and the picks told to all.
+"""Exact greedy MAP over shards: rounds of candidates from all, picks among them, and the picks told to all.
 
 Lazy greedy (Minoux 1978) does not ask where bounds are kept. Each shard brings the bounds of its own items up to
 date and sends its best, with what it knows of those it holds back; here they are solved in float64 against all
@@ -10,23 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from raydpp.dpp.budget import Budget, Ledger
+from raydpp.dpp.budget import Budget, BudgetState
 from raydpp.dpp.features import Features, UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Picks, Progress, condition, why_nothing_is_left
 from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.oracles.choice import OracleName, make_given
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.factor import Factor
-from raydpp.dpp.oracles.feature_space import FeatureSpace, Posterior
-from raydpp.dpp.oracles.working_set import DenseFront
-from raydpp.dpp.sharded.messages import Contenders, HeldBack, News
+from raydpp.dpp.oracles.choice import OracleName, bounded_oracle
+from raydpp.dpp.oracles.working_set import WorkingSet
+from raydpp.dpp.sharded.messages import Candidates, RoundUpdate, ShardRest
 from raydpp.errors import UserError
 
 _SLACK = 1.5  # shards of the same size have not the same number of the next picks
@@ -38,14 +35,14 @@ class Shards(Protocol):
 
     def __len__(self) -> int: ...
 
-    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
-        """A round of some shards: the same news for all, and to each, by its number, what is its own."""
+    def advance(self, update: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
+        """A round of some shards: the same update for all, and to each, by its number, what is its own."""
 
-    def find(self, ids: Sequence[str]) -> list[Contenders]:
+    def find(self, ids: Sequence[str]) -> list[Candidates]:
         """Items by their ids, from every shard."""
 
 
-class Rounds:
+class ShardedGreedy:
     """An exact search over shards.
 
     Attributes:
@@ -76,19 +73,18 @@ class Rounds:
     ) -> None:
         self._shards = shards
         self._kernel = kernel
-        self._oracle = oracle
-        self._kind = FeatureSpace if oracle == "feature-space" else CholeskyPool
+        self._kind = bounded_oracle(oracle)
         self._size = size
         self._diversity = diversity
         self._sources = sorted(available)
-        self._ledger = budget.opening(rows, {source: available[source] for source in self._sources})
+        self._ledger = budget.streaming_state(rows, {source: available[source] for source in self._sources})
         self.picks = Picks(self._kind.lookahead, diversity)
-        self._items = Arrivals(self._sources)
-        self._given: Factor | Posterior | None = None
+        self._items = CandidateCache(self._sources)
+        self._given: Any | None = None
         self._news = np.empty(0, dtype=np.int64)  # picks that the shards have not been told
         self._told = 0
         self._story: list[np.ndarray] = []  # all that they have been told, (k, D) each
-        self._own = {i: Exact.nothing() for i in range(len(shards))}
+        self._own = {i: Exact.empty() for i in range(len(shards))}
         self._patience = 1
         self.rounds = 0
 
@@ -108,7 +104,7 @@ class Rounds:
         kind = self._shards.find([])[0].features.dtype  # as on one machine, they are stored as the candidates are
         rows = UnitRows(given.stored(np.arange(len(given))).astype(kind))
         self._items.own(rows, self._ledger)
-        self._news = condition(self, np.arange(len(rows)), self._kernel.floor, self._kind.front_size)
+        self._news = condition(self, np.arange(len(rows)), self._kernel.floor, self._kind.working_set_size)
 
     def adopt(self, ids: Sequence[str], log_gains: Sequence[float]) -> None:
         """Go on behind these picks, which an earlier search over the same items made in this order.
@@ -134,72 +130,74 @@ class Rounds:
         self._own = self._items.picks(picked.tolist(), len(self._shards))
 
     def run(self, stop_below: float = -math.inf, progress: Progress | None = None) -> str | None:
-        """Pick until the budget is used up; returns why it ended before, in words, or None. See ``Search.run``."""
-        picks, ledger = self.picks, self._ledger
-        while ledger.left > 0:
+        """Pick until the budget is used up; returns why it ended before, in words, or None. See ``LocalGreedy.run``."""
+        picks, state = self.picks, self._ledger
+        while state.left > 0:
             answers = self._ask()
             if all(not len(a.rows) and a.held.best == -np.inf for a in answers):
                 left = max(a.left for a in answers)
-                if left < 0 and ledger.terms[0] is not None:
+                if left < 0 and state.limits[0] is not None:
                     return None  # no item costs so little
-                return why_nothing_is_left(ledger, len(picks.indices), left, self._kernel.floor)
-            found = [self._items.admit(i, answer, ledger) for i, answer in enumerate(answers)]
-            front = self.open(np.concatenate(found))
-            outside = HeldBack([answer.held for answer in answers])
+                return why_nothing_is_left(state, len(picks.indices), left, self._kernel.floor)
+            found = [self._items.admit(i, answer, state) for i, answer in enumerate(answers)]
+            working_set = self.solve(np.concatenate(found))
+            outside = ShardRest([answer.held for answer in answers])
             before = len(picks.indices)
-            objective = Objective(self._kernel, self._diversity, self._items.worth if self._items.worth.any() else None)
-            ended = picks.inside(front, objective, self._items.order, outside, ledger, stop_below, progress)
-            self.close(front)
-            self._report(front, found, answers)
+            objective = Objective(
+                self._kernel, self._diversity, self._items.modular if self._items.modular.any() else None
+            )
+            ended = picks.inside(working_set, objective, self._items.order, outside, state, stop_below, progress)
+            self.commit(working_set)
+            self._report(working_set, found, answers)
             self.rounds += 1
             if ended:
                 return ended
             made = len(picks.indices) - before
             if not made:
-                picks.patience *= 2.0
+                picks.backoff *= 2.0
             self._patience = 2 * self._patience if made < 2 else 1  # one at a time it never gets beyond many copies
         return None
 
-    def open(self, rows: np.ndarray) -> DenseFront:
-        """A front of items that have arrived, (p,) int64, exact."""
-        return self._state()[0].open(rows)
+    def solve(self, rows: np.ndarray) -> WorkingSet:
+        """A working set of items that have arrived, (p,) int64, exact."""
+        return self._state()[0].solve(rows)
 
-    def close(self, front: DenseFront) -> None:
-        """Take the front's picks into account."""
-        self._state()[0].close(front)
+    def commit(self, working_set: WorkingSet) -> None:
+        """Take the working set's picks into account."""
+        self._state()[0].commit(working_set)
 
-    def _state(self) -> tuple[Factor | Posterior, UnitRows]:
+    def _state(self) -> tuple[Any, UnitRows]:
         """What is known of the items that have arrived, given the picks; and these items."""
         if (rows := self._items.rows) is None:
             raise RuntimeError("nothing has arrived")
         if self._given is None:
-            self._given = make_given(self._oracle, rows, self._kernel, self._size)
+            self._given = self._kind.posterior_type(rows, self._kernel, self._size)
         self._given.rows = rows
         return self._given, rows
 
-    def _ask(self) -> list[Contenders]:
+    def _ask(self) -> list[Candidates]:
         """Tell all shards what is new, and hear who may be next; one that has forgotten hears the whole story."""
         picks, count = self.picks, len(self._shards)
         features = self._items.stored(self._news)
-        tokens, open_ = self._ledger.terms
-        usual = max(4, math.ceil((_SLACK if count > 1 else 1.0) * self._kind.front_size / count))
+        tokens, allowed = self._ledger.limits
+        usual = max(4, math.ceil((_SLACK if count > 1 else 1.0) * self._kind.working_set_size / count))
         each = min(usual * self._patience, max(usual, _LARGEST // count))
-        news = News(
+        update = RoundUpdate(
             self.rounds,
             self._told,
             features,
-            picks.top,
-            picks.drop,
+            picks.last_score,
+            picks.expected_decrease,
             each,
             tokens,
-            frozenset(source for source, may in zip(self._sources, open_, strict=False) if not may),
+            frozenset(source for source, may in zip(self._sources, allowed, strict=False) if not may),
         )
-        answers = self._shards.advance(news, self._own)
+        answers = self._shards.advance(update, self._own)
         self._story.append(features)
         if lost := [i for i, answer in answers.items() if answer is None]:
             everything = np.concatenate([some for some in self._story if len(some)] or [features])
             picked = self._items.picks(picks.indices, count)
-            again = replace(news, known=0, features=everything)
+            again = replace(update, known=0, features=everything)
             answers |= self._shards.advance(again, {i: picked[i] for i in lost})
         self._told += len(features)
         self._news = self._news[:0]
@@ -208,34 +206,34 @@ class Rounds:
             raise RuntimeError(f"shard {missing[0]} does not follow the search")
         return [answer for answer in heard if answer is not None]
 
-    def _report(self, front: DenseFront, found: list[np.ndarray], answers: list[Contenders]) -> None:
+    def _report(self, working_set: WorkingSet, found: list[np.ndarray], answers: list[Candidates]) -> None:
         """Keep for the next round what the shards are to hear: the picks, and the exact residuals of what they sent."""
-        self._news = np.concatenate([self._news, front.rows[front.picked]])
-        picked, start = np.zeros(len(front.rows), dtype=bool), 0
-        picked[front.picked] = True
+        self._news = np.concatenate([self._news, working_set.rows[working_set.picked]])
+        picked, start = np.zeros(len(working_set.rows), dtype=bool), 0
+        picked[working_set.picked] = True
         for i, (some, answer) in enumerate(zip(found, answers, strict=True)):
             here = slice(start, start + len(some))
-            self._own[i] = Exact(answer.rows, front.residuals[here], np.flatnonzero(picked[here]).tolist())
+            self._own[i] = Exact(answer.rows, working_set.residuals[here], np.flatnonzero(picked[here]).tolist())
             start += len(some)
 
 
-class Arrivals:
+class CandidateCache:
     """n items, numbered as they came; each comes once.
 
     Attributes:
         order: (n,) ids, as objects.
-        worth: (n,) float64: what each is worth whatever was picked before.
+        modular: (n,) float64: what each is worth whatever was picked before.
         origin: The shard of each, and its row there.
 
     Args:
-        sources: The names of the ledger's groups.
+        sources: The names of the state's groups.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._rows: UnitRows | None = None
         self._come: list[UnitRows] = []  # since rows were last asked for
         self.order = np.empty(0, dtype=object)
-        self.worth = np.empty(0)
+        self.modular = np.empty(0)
         self.origin: list[tuple[int, int]] = []
         self._index: dict[tuple[int, int], int] = {}
         self._ids: set[str] = set()
@@ -249,13 +247,13 @@ class Arrivals:
             self._rows, self._come = first.with_rows(*more), []
         return self._rows
 
-    def own(self, rows: UnitRows, ledger: Ledger) -> None:
+    def own(self, rows: UnitRows, state: BudgetState) -> None:
         """Take in what is owned and in no shard: it cannot be picked."""
-        ledger.extend(len(rows))
+        state.extend(len(rows))
         self.origin += [(-1, -1)] * len(rows)
         self._append(rows, [f"owned {i}" for i in range(len(rows))], np.zeros(len(rows)))
 
-    def admit(self, shard: int, sent: Contenders, ledger: Ledger) -> np.ndarray:
+    def admit(self, shard: int, sent: Candidates, state: BudgetState) -> np.ndarray:
         """Take in what has never come before; returns the numbers of all that the shard has sent: (c,) int64.
 
         Raises:
@@ -271,14 +269,14 @@ class Arrivals:
                 raise UserError(f"the id {min(twice)} is in two partitions: ids must be distinct")
             self._ids.update(names)
             groups = np.array([self._groups.get(sent.sources[j], 0) for j in fresh], dtype=np.int64)
-            ledger.admit(groups, sent.costs[fresh])
-            self._append(UnitRows(sent.features[fresh]), names, sent.worth[fresh])
+            state.admit(groups, sent.costs[fresh])
+            self._append(UnitRows(sent.features[fresh]), names, sent.modular[fresh])
         return np.array([self._index[shard, row] for row in sent.rows.tolist()], dtype=np.int64)
 
-    def _append(self, rows: UnitRows, ids: list[str], worth: np.ndarray) -> None:
+    def _append(self, rows: UnitRows, ids: list[str], modular: np.ndarray) -> None:
         self._come.append(rows)
         self.order = np.concatenate([self.order, np.array(ids, dtype=object)])
-        self.worth = np.concatenate([self.worth, worth])
+        self.modular = np.concatenate([self.modular, modular])
 
     def stored(self, index: np.ndarray) -> np.ndarray:
         """The features of some, (k,) -> (k, D), as they are stored."""

@@ -12,14 +12,12 @@ from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import best_rows, largest
 from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.oracles.choice import OracleName
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.feature_space import FeatureSpace
-from raydpp.dpp.sharded.messages import Contenders, Held, News
+from raydpp.dpp.oracles.choice import OracleName, bounded_oracle
+from raydpp.dpp.sharded.messages import Candidates, RestSummary, RoundUpdate
 
 _SHRINK = 3.0  # what is kept up to date may be more than what matters by this factor
 _SOON = 0.5  # what the next picks may reach by this part of the drop looked ahead has to be up to date
-_STAIRS = 64  # of how many items held back is known how high each reaches
+_SUMMARY_SIZE = 64  # of how many items held back is known how high each reaches
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +27,7 @@ class Items:
     Attributes:
         features: (n, D) of unit norm.
         ids: n distinct strings, distinct in all shards.
-        worth: (n,) float64: what each is worth whatever was picked before.
+        modular: (n,) float64: what each is worth whatever was picked before.
         sources: (n,) labels; None where there are no quotas.
         costs: (n,) what each costs; None where costs do not count.
         exclude: (k,) items never to be picked.
@@ -37,14 +35,14 @@ class Items:
 
     features: Features
     ids: Sequence[str]
-    worth: np.ndarray | None = None
+    modular: np.ndarray | None = None
     sources: np.ndarray | None = None
     costs: np.ndarray | None = None
     exclude: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 class Shard:
-    """n of the items of an exact search, with an oracle that follows the picks made among all shards' contenders.
+    """n of the items of an exact search, with an oracle that follows the picks made among all shards' candidates.
 
     Attributes:
         picks: How many picks are taken into account.
@@ -61,10 +59,8 @@ class Shard:
         self._items = items
         self._rows = UnitRows(items.features, items.ids)  # (n, D)
         n = len(self._rows)
-        self._oracle: CholeskyPool | FeatureSpace = (
-            FeatureSpace(self._rows, kernel) if oracle == "feature-space" else CholeskyPool(self._rows, kernel, size)
-        )
-        self._objective = Objective(kernel, diversity, items.worth)
+        self._oracle = bounded_oracle(oracle)(self._rows, kernel, size)
+        self._objective = Objective(kernel, diversity, items.modular)
         self._order = id_order(items.ids, n)
         self._eligible = np.ones(n, dtype=bool)
         self._eligible[items.exclude] = False
@@ -82,29 +78,29 @@ class Shard:
         eligible = np.bincount(counts[self._eligible], minlength=len(labels))
         return dict(zip(labels.tolist(), eligible.tolist(), strict=True))
 
-    def advance(self, news: News, own: Exact) -> Contenders | None:
+    def advance(self, update: RoundUpdate, own: Exact) -> Candidates | None:
         """A round: follow the picks made since the last one, and say who may be next.
 
         Args:
-            news: What all shards are told.
+            update: What all shards are told.
             own: The exact residuals, after these picks, of the items that this one sent in the last round.
 
         Returns:
             None where this shard has not been told of the picks before: it has been made anew since.
         """
-        if news.number != self._round:
-            if news.known != self.picks:
+        if update.number != self._round:
+            if update.known != self.picks:
                 return None
-            self._follow(news.features, own)
-            self._round = news.number
-        if news.tokens is not None and self._items.costs is not None:
-            self._eligible &= self._items.costs <= news.tokens
-        if news.shut and self._items.sources is not None:
-            self._eligible &= ~np.isin(self._items.sources, sorted(news.shut))
-        return self._contenders(news)
+            self._follow(update.features, own)
+            self._round = update.number
+        if update.tokens is not None and self._items.costs is not None:
+            self._eligible &= self._items.costs <= update.tokens
+        if update.blocked and self._items.sources is not None:
+            self._eligible &= ~np.isin(self._items.sources, sorted(update.blocked))
+        return self._candidates(update)
 
-    def find(self, ids: Sequence[str]) -> Contenders:
-        """Those of these items that are here, sent as contenders are."""
+    def find(self, ids: Sequence[str]) -> Candidates:
+        """Those of these items that are here, sent as candidates are."""
         place = {name: row for row, name in enumerate(self._items.ids)}
         rows = np.array([place[name] for name in ids if name in place], dtype=np.int64)
         return self._send(rows, np.empty(0), np.empty(0), self._left)
@@ -114,7 +110,7 @@ class Shard:
 
         What cannot reach the level is not brought up to date: its bound stands for it.
         """
-        self._follow(features, Exact.nothing())
+        self._follow(features, Exact.empty())
         rows = np.flatnonzero(self._eligible)
         self._oracle.refine(rows, self._objective.residuals(level, rows))
         scores = self._scores()[0]
@@ -132,52 +128,54 @@ class Shard:
         return float(self._oracle.bounds.max(where=self._eligible, initial=-1.0))
 
     def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-        scores, reach = self._objective.scores(self._oracle.bounds)  # (n,)
-        scores[~self._eligible] = reach[~self._eligible] = -np.inf
-        return scores, reach
+        scores, tie_bound = self._objective.scores(self._oracle.bounds)  # (n,)
+        scores[~self._eligible] = tie_bound[~self._eligible] = -np.inf
+        return scores, tie_bound
 
-    def _contenders(self, news: News) -> Contenders:
-        scores, reach = self._scores()
-        top = float(scores.max()) if news.top is None else news.top
-        aim = top - news.drop
+    def _candidates(self, update: RoundUpdate) -> Candidates:
+        scores, tie_bound = self._scores()
+        top = float(scores.max()) if update.last_score is None else update.last_score
+        aim = top - update.expected_decrease
         ahead = np.flatnonzero(scores >= aim)
         stale = self._oracle.stale
-        due = bool((scores[stale] >= top - _SOON * news.drop).any())
+        due = bool((scores[stale] >= top - _SOON * update.expected_decrease).any())
         loose = self.picks > self._refined_at and np.count_nonzero(~stale) > _SHRINK * len(ahead)
         if top > -np.inf and (due or loose):
             self._oracle.refine(ahead, self._objective.residuals(aim, ahead))
             self._refined_at = self.picks
-            (scores, reach), stale = self._scores(), self._oracle.stale
+            (scores, tie_bound), stale = self._scores(), self._oracle.stale
         limit = scores.max(where=stale, initial=-np.inf)
         fresh = np.flatnonzero(~stale & (scores > limit))
-        rows = best_rows(fresh, scores, reach, stale, self._order, news.count) if len(fresh) else fresh
-        return self._send(rows, scores, reach, self._left)
+        rows = best_rows(fresh, scores, tie_bound, stale, self._order, update.count) if len(fresh) else fresh
+        return self._send(rows, scores, tie_bound, self._left)
 
-    def _send(self, rows: np.ndarray, scores: np.ndarray, reach: np.ndarray, left: float) -> Contenders:
+    def _send(self, rows: np.ndarray, scores: np.ndarray, tie_bound: np.ndarray, left: float) -> Candidates:
         new = np.flatnonzero(~self._sent[rows])
         some, items = rows[new], self._items
-        return Contenders(
+        return Candidates(
             rows,
-            self._held(rows, scores, reach) if len(scores) else Held(-np.inf, scores, [], None),
+            self._held(rows, scores, tie_bound) if len(scores) else RestSummary(-np.inf, scores, [], None),
             left,
             new,
             self._rows.stored(some),
             [items.ids[row] for row in some],
-            np.zeros(len(some)) if items.worth is None else items.worth[some],
+            np.zeros(len(some)) if items.modular is None else items.modular[some],
             np.full(len(some), np.inf) if items.costs is None else items.costs[some],
             [""] * len(some) if items.sources is None else items.sources[some].tolist(),
         )
 
-    def _held(self, rows: np.ndarray, scores: np.ndarray, reach: np.ndarray) -> Held:
+    def _held(self, rows: np.ndarray, scores: np.ndarray, tie_bound: np.ndarray) -> RestSummary:
         back = self._eligible.copy()
         back[rows] = False
         back = np.flatnonzero(back & (scores > -np.inf))
         if not len(back):
-            return Held(-np.inf, np.empty(0), [], None)
-        top = back[largest(reach[back], _STAIRS)]
-        top = top[np.argsort(-reach[top])]
+            return RestSummary(-np.inf, np.empty(0), [], None)
+        top = back[largest(tie_bound[back], _SUMMARY_SIZE)]
+        top = top[np.argsort(-tie_bound[top])]
         first = np.minimum.accumulate(self._order[top])  # ranks
         named = {int(rank): self._items.ids[row] for rank, row in zip(self._order[top], top, strict=True)}
         rest = np.setdiff1d(back, top, assume_unique=True)
         smallest = self._items.ids[rest[self._order[rest].argmin()]] if len(rest) else None
-        return Held(float(scores[back].max()), reach[top], [named[rank] for rank in first.tolist()], smallest)
+        return RestSummary(
+            float(scores[back].max()), tie_bound[top], [named[rank] for rank in first.tolist()], smallest
+        )

@@ -1,4 +1,4 @@
-"""Rounds over shards make the picks of one machine, one by one, whatever becomes of the shards."""
+"""ShardedGreedy over shards make the picks of one machine, one by one, whatever becomes of the shards."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpp.dpp.budget import Budget, Ledger
+from raydpp.dpp.budget import Budget, BudgetState
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Selection
-from raydpp.dpp.objective import worth
+from raydpp.dpp.objective import modular_term
 from raydpp.dpp.oracles import cholesky as cholesky_pool
 from raydpp.dpp.oracles import factor, feature_space
 from raydpp.dpp.oracles.bounds import Exact
 from raydpp.dpp.oracles.choice import OracleName
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.feature_space import FeatureSpace
-from raydpp.dpp.oracles.working_set import DenseFront
+from raydpp.dpp.oracles.cholesky import CholeskyOracle
+from raydpp.dpp.oracles.feature_space import FeatureSpaceOracle
+from raydpp.dpp.oracles.working_set import WorkingSet
 from raydpp.dpp.sharded import coordinator as rounds_module
 from raydpp.dpp.sharded import shard as shard_module
-from raydpp.dpp.sharded.coordinator import Arrivals, Rounds
-from raydpp.dpp.sharded.messages import Contenders, Held, News
+from raydpp.dpp.sharded.coordinator import CandidateCache, ShardedGreedy
+from raydpp.dpp.sharded.messages import Candidates, RestSummary, RoundUpdate
 from raydpp.dpp.sharded.shard import Items, Shard
 from raydpp.errors import UserError
 
@@ -55,16 +55,16 @@ def one_row(rows: int, dimension: int, seed: int) -> np.ndarray:
 
 @contextmanager
 def small() -> Iterator[None]:
-    """Panels, pools, fronts and summaries so small that little data goes through all of their turns."""
+    """Panels, pools, working sets and summaries so small that little data goes through all of their turns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factor, "WIDTH", 8)
         patch.setattr(cholesky_pool, "WIDTH", 8)
         patch.setattr(cholesky_pool, "TILE", 3)
         patch.setattr(feature_space, "_COPIED", 0.8)
-        patch.setattr(shard_module, "_STAIRS", 3)
-        for oracle in (CholeskyPool, FeatureSpace):
-            patch.setattr(oracle, "front_size", 5)
-            patch.setattr(oracle, "enough", 2)
+        patch.setattr(shard_module, "_SUMMARY_SIZE", 3)
+        for oracle in (CholeskyOracle, FeatureSpaceOracle):
+            patch.setattr(oracle, "working_set_size", 5)
+            patch.setattr(oracle, "min_candidates", 2)
             patch.setattr(oracle, "lookahead", 3)
         yield
 
@@ -92,7 +92,7 @@ class Local:
         self._mishap = mishap
         self.retold = 0
         self.told: list[int] = []  # how many picks, in each round
-        self.heard: list[Contenders] = []
+        self.heard: list[Candidates] = []
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -108,18 +108,18 @@ class Local:
     def anew(self, i: int) -> None:
         self.shards[i] = self.makers[i]()
 
-    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
+    def advance(self, update: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
         answers = {}
-        self.told.append(len(news.features))
+        self.told.append(len(update.features))
         for i, exact in own.items():
             if self._mishap is not None and self._mishap(self, i):
-                self.shards[i].advance(sent(news), sent(exact))  # the reply is lost
-            answer = answers[i] = sent(self.shards[i].advance(sent(news), sent(exact)))
+                self.shards[i].advance(sent(update), sent(exact))  # the reply is lost
+            answer = answers[i] = sent(self.shards[i].advance(sent(update), sent(exact)))
             self.retold += answer is None
             self.heard += [] if answer is None else [answer]
         return answers
 
-    def find(self, ids: Sequence[str]) -> list[Contenders]:
+    def find(self, ids: Sequence[str]) -> list[Candidates]:
         return [sent(one.find(list(ids))) for one in self.shards]
 
 
@@ -182,15 +182,15 @@ class Problem:
     def items(self, part: np.ndarray) -> Items:
         options, ids, n = self.options, self.ids, len(self.x)
         quality, costs, sources = (options.get(name) for name in ("quality", "costs", "sources"))
-        offsets = worth(n, options.get("quality_weight", 0.0), quality, costs)
-        shut = [row for row, i in enumerate(part) if ids[i] in options.get("exclude", ())]
+        modular = modular_term(n, options.get("quality_weight", 0.0), quality, costs)
+        blocked = [row for row, i in enumerate(part) if ids[i] in options.get("exclude", ())]
         return Items(
             self.x[part],
             [ids[i] for i in part],
-            offsets[part] if offsets.any() else None,
+            modular[part] if modular.any() else None,
             None if sources is None else sources[part],
             None if costs is None else costs[part],
-            np.array(shut, dtype=np.int64),
+            np.array(blocked, dtype=np.int64),
         )
 
     def maker(self, part: np.ndarray) -> Callable[[], Shard]:
@@ -203,10 +203,10 @@ class Problem:
     def local(self, mishap: Callable[[Local, int], bool] | None = None) -> Local:
         return Local([self.maker(part) for part in self.parts], mishap)
 
-    def rounds(self, shards: Local) -> Rounds:
+    def rounds(self, shards: Local) -> ShardedGreedy:
         options = self.options
         quotas = {name: options.get(name) for name in ("minimum", "maximum")}
-        found = Rounds(
+        found = ShardedGreedy(
             shards,
             self.kernel,
             self.oracle,
@@ -220,7 +220,7 @@ class Problem:
             found.own(self.owned)
         return found
 
-    def run(self, found: Rounds) -> str | None:
+    def run(self, found: ShardedGreedy) -> str | None:
         return found.run(self.options.get("min_log_gain", -np.inf))
 
 
@@ -229,7 +229,7 @@ def words(stopped: str | None) -> str | None:
     return stopped and re.sub(r"variance [-+.e\d]+", "variance", stopped)
 
 
-def same(problem: Problem, found: Rounds, stopped: str | None, expected: Selection) -> None:
+def same(problem: Problem, found: ShardedGreedy, stopped: str | None, expected: Selection) -> None:
     ids = problem.ids
     assert found.ids == [ids[i] for i in expected.indices]
     residuals = np.exp(expected.log_gains)
@@ -240,7 +240,7 @@ def same(problem: Problem, found: Rounds, stopped: str | None, expected: Selecti
     assert [ids[parts[i][row]] for i, row in found.where] == found.ids
 
 
-def agree(problem: Problem, mishap: Callable[[Local, int], bool] | None = None) -> Rounds:
+def agree(problem: Problem, mishap: Callable[[Local, int], bool] | None = None) -> ShardedGreedy:
     found = problem.rounds(problem.local(mishap))
     stopped = problem.run(found)
     same(problem, found, stopped, problem.alone())
@@ -285,11 +285,11 @@ def problems(draw: st.DrawFn) -> Problem:
         size = size if draw(st.booleans()) else None
     if limit == "quotas" and size is not None:
         sources = options["sources"] = random.choice(["a", "b", "c"], len(x))
-        shut = np.isin(ids, options.get("exclude", []))
+        blocked = np.isin(ids, options.get("exclude", []))
         room = size
         options["minimum"], options["maximum"] = {}, {}
         for source in np.unique(sources).tolist():
-            count = int(((sources == source) & ~shut).sum())
+            count = int(((sources == source) & ~blocked).sum())
             options["minimum"][source] = draw(st.integers(0, min(room, count)))
             room -= options["minimum"][source]
             if draw(st.booleans()):
@@ -419,8 +419,8 @@ def test_one_that_forgets_hears_the_whole_story_and_only_that_one() -> None:
 
 def test_one_that_forgets_again_and_again_ends_the_search() -> None:
     class Forgetful(Shard):
-        def advance(self, news: News, own: Exact) -> Contenders | None:
-            return None if news.number > 2 else super().advance(news, own)
+        def advance(self, update: RoundUpdate, own: Exact) -> Candidates | None:
+            return None if update.number > 2 else super().advance(update, own)
 
     problem = Problem(sphere(200, 6), Kernel(), 60, 2)
     first, second = problem.parts
@@ -491,13 +491,13 @@ def test_nor_does_one_over_more_copies_than_are_ever_solved_together(
 ) -> None:
     monkeypatch.setattr(rounds_module, "_LARGEST", 60)
     solved: list[int] = []
-    opened = Rounds.open
+    opened = ShardedGreedy.solve
 
-    def counted(self: Rounds, rows: np.ndarray) -> DenseFront:
+    def counted(self: ShardedGreedy, rows: np.ndarray) -> WorkingSet:
         solved.append(len(rows))
         return opened(self, rows)
 
-    monkeypatch.setattr(Rounds, "open", counted)
+    monkeypatch.setattr(ShardedGreedy, "solve", counted)
     problem = Problem(np.repeat(sphere(1, 8), 300, axis=0), Kernel("cosine"), 12, shards)
     with small():
         found = agree(problem)
@@ -540,81 +540,81 @@ def test_rounds_make_the_picks_of_one_machine_on_real_features(
 AXES = np.eye(5, dtype=np.float32)
 
 
-def sending(rows: list[int], new: list[int], **other: Any) -> Contenders:
+def sending(rows: list[int], new: list[int], **other: Any) -> Candidates:
     """Of a shard whose rows are the axes, named by letters."""
     some = [rows[place] for place in new]
-    return Contenders(
+    return Candidates(
         np.array(rows, dtype=np.int64),
-        Held(-np.inf, np.empty(0), [], None),
+        RestSummary(-np.inf, np.empty(0), [], None),
         1.0,
         np.array(new, dtype=np.int64),
         AXES[some],
         [other.get("names", "abcde")[row] for row in some],
-        other.get("worth", np.zeros(5))[some],
+        other.get("modular", np.zeros(5))[some],
         other.get("costs", np.full(5, np.inf))[some],
         [other.get("sources", [""] * 5)[row] for row in some],
     )
 
 
-def ledger(**budget: Any) -> Ledger:
-    return Budget(4, **budget).opening(10, {"x": 5, "y": 5})
+def account(**budget: Any) -> BudgetState:
+    return Budget(4, **budget).streaming_state(10, {"x": 5, "y": 5})
 
 
 def test_an_item_comes_once_however_often_it_is_sent() -> None:
-    arrivals, account = Arrivals(["x", "y"]), ledger()
-    assert arrivals.admit(0, sending([3, 1], [0, 1]), account).tolist() == [0, 1]
-    assert arrivals.admit(1, sending([1], [0], names="ABCDE"), account).tolist() == [2]
-    again = arrivals.admit(0, sending([1, 0, 3], [1]), account)  # only what is new comes with its features
+    arrivals, state = CandidateCache(["x", "y"]), account()
+    assert arrivals.admit(0, sending([3, 1], [0, 1]), state).tolist() == [0, 1]
+    assert arrivals.admit(1, sending([1], [0], names="ABCDE"), state).tolist() == [2]
+    again = arrivals.admit(0, sending([1, 0, 3], [1]), state)  # only what is new comes with its features
     assert again.tolist() == [1, 3, 0]
-    whole = arrivals.admit(0, sending([0, 4, 3], [0, 1, 2]), account)  # a shard made anew knows not what it sent
+    whole = arrivals.admit(0, sending([0, 4, 3], [0, 1, 2]), state)  # a shard made anew knows not what it sent
     assert whole.tolist() == [3, 4, 0]
     assert arrivals.order.tolist() == ["d", "b", "B", "a", "e"]
     assert arrivals.origin == [(0, 3), (0, 1), (1, 1), (0, 0), (0, 4)]
     assert arrivals.rows is not None
     np.testing.assert_array_equal(arrivals.rows.take().numpy(), AXES[[3, 1, 1, 0, 4]])
-    assert account.eligible.tolist() == [True] * 5
+    assert state.eligible.tolist() == [True] * 5
 
 
 def test_an_id_of_two_shards_is_refused() -> None:
-    arrivals, account = Arrivals([""]), ledger()
-    arrivals.admit(0, sending([3, 1], [0, 1]), account)
+    arrivals, state = CandidateCache([""]), account()
+    arrivals.admit(0, sending([3, 1], [0, 1]), state)
     with pytest.raises(UserError, match="the id b is in two partitions"):
-        arrivals.admit(1, sending([1], [0]), account)
+        arrivals.admit(1, sending([1], [0]), state)
 
 
 def test_nothing_may_come() -> None:
-    arrivals, account = Arrivals([""]), ledger()
-    assert arrivals.admit(0, sending([], []), account).tolist() == []
+    arrivals, state = CandidateCache([""]), account()
+    assert arrivals.admit(0, sending([], []), state).tolist() == []
     assert arrivals.rows is None
     assert len(arrivals.stored(np.empty(0, dtype=np.int64))) == 0
 
 
 def test_the_ledger_hears_of_costs_and_sources() -> None:
-    arrivals = Arrivals(["x", "y"])
-    account = Budget(4, tokens=10.0, maximum={"y": 1}).opening(10, {"x": 5, "y": 5})
+    arrivals = CandidateCache(["x", "y"])
+    state = Budget(4, tokens=10.0, maximum={"y": 1}).streaming_state(10, {"x": 5, "y": 5})
     costs, sources = np.array([1.0, 7.0, 2.0, 3.0, 4.0]), list("xyyxx")
-    arrivals.admit(0, sending([0, 1], [0, 1], costs=costs, sources=sources), account)
-    arrivals.admit(0, sending([0, 2, 4, 3], [1, 2, 3], costs=costs, sources=sources), account)
-    account.take(1)  # 3 tokens are left, and nothing of y
-    assert account.eligible.tolist() == [True, False, False, False, True]
+    arrivals.admit(0, sending([0, 1], [0, 1], costs=costs, sources=sources), state)
+    arrivals.admit(0, sending([0, 2, 4, 3], [1, 2, 3], costs=costs, sources=sources), state)
+    state.take(1)  # 3 tokens are left, and nothing of y
+    assert state.eligible.tolist() == [True, False, False, False, True]
 
 
 def test_what_is_owned_is_stored_first_and_cannot_be_picked() -> None:
-    arrivals, account = Arrivals([""]), ledger()
-    arrivals.own(UnitRows(AXES[2:4]), account)
-    found = arrivals.admit(0, sending([1], [0], worth=np.arange(5.0)), account)
+    arrivals, state = CandidateCache([""]), account()
+    arrivals.own(UnitRows(AXES[2:4]), state)
+    found = arrivals.admit(0, sending([1], [0], modular=np.arange(5.0)), state)
     assert found.tolist() == [2]
-    assert account.eligible.tolist() == [False, False, True]
-    assert arrivals.worth.tolist() == [0.0, 0.0, 1.0]
+    assert state.eligible.tolist() == [False, False, True]
+    assert arrivals.modular.tolist() == [0.0, 0.0, 1.0]
     stored = arrivals.stored(np.array([2, 0]))
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored, AXES[[1, 2]])
 
 
 def test_picks_are_told_to_the_shards_that_they_are_from() -> None:
-    arrivals, account = Arrivals([""]), ledger()
-    arrivals.admit(0, sending([3, 1], [0, 1]), account)
-    arrivals.admit(2, sending([1], [0], names="ABCDE"), account)
+    arrivals, state = CandidateCache([""]), account()
+    arrivals.admit(0, sending([3, 1], [0, 1]), state)
+    arrivals.admit(2, sending([1], [0], names="ABCDE"), state)
     told = arrivals.picks([1, 2, 0], 3)
     assert {shard: exact.rows.tolist() for shard, exact in told.items()} == {0: [1, 3], 1: [], 2: [1]}
     assert told[0].picked == [0, 1]
@@ -623,8 +623,8 @@ def test_picks_are_told_to_the_shards_that_they_are_from() -> None:
 
 
 def test_owned_features_of_another_kind_are_refused() -> None:
-    arrivals, account = Arrivals([""]), ledger()
-    arrivals.own(UnitRows(np.eye(3)), account)
-    arrivals.admit(0, sending([1], [0]), account)
+    arrivals, state = CandidateCache([""]), account()
+    arrivals.own(UnitRows(np.eye(3)), state)
+    arrivals.admit(0, sending([1], [0]), state)
     with pytest.raises(UserError, match="features of the same kind"):
         arrivals.stored(np.array([1]))
