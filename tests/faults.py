@@ -96,16 +96,16 @@ def faulty_shard(log: Path, seconds: float = 0.0, dies_in: int = 0, deaths: int 
     """
 
     class FaultyShard(_ShardActor):
-        def advance(self, setup: list[Any], news: Any, own: Any) -> Any:
+        def advance(self, setup: list[Any], update: Any, own: Any) -> Any:
             import ray
 
             with log.open("a") as stream:
                 node = ray.get_runtime_context().get_node_id()
-                stream.write(f"{self._number} {news.number} {os.getpid()} {node}\n")
+                stream.write(f"{self._number} {update.number} {os.getpid()} {node}\n")
             time.sleep(seconds)
-            answer = super().advance(setup, news, own)
+            answer = super().advance(setup, update, own)
             for marker in (log.with_suffix(f".died{death}") for death in range(deaths)):
-                if news.number >= dies_in and not marker.exists():
+                if update.number >= dies_in and not marker.exists():
                     marker.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             return answer

@@ -6,8 +6,12 @@ What a problem is: ``kernels``, ``objective``, ``budget``, ``features``. One sea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 KernelName = Literal["rbf", "cosine"]
 OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
 BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "dedup"]
+
+Progress = Callable[[int, float], None]
+"""Called after each pick with the number of picks and the pick's log gain."""

@@ -1,8 +1,4 @@
-"""Similarity kernels between unit-norm feature rows.
-
-Two kernels: ``rbf``, ``exp(-gamma ||x - y||^2)``, and ``cosine``, ``<x, y>``; both may add a ridge where an
-item meets itself. The numbers have the type and the device of the features.
-"""
+"""Similarity kernels between unit-norm feature rows; their numbers have the type and the device of the features."""
 
 from __future__ import annotations
 
@@ -17,18 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EQUAL_ROWS = 1e-13
-"""Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product
-of unit rows (some 1e-15), well below what float32 storage can tell apart. So copies have similarity exactly
-1, whatever the batch."""
+"""Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product of unit
+rows (some 1e-15), well below what float32 storage can tell apart. So copies have similarity exactly 1 in any batch."""
 
 MIN_RIDGE = 1e-4
 """Below this ridge of a cosine kernel, D x D matrices are too ill-conditioned to agree with N x N ones to rounding."""
 
 RESIDUAL_FLOOR = 1e-10
-"""Conditional variances at or below this fraction of the kernel's diagonal count as zero. A residual is the
-diagonal less a sum of squares, with a rounding error of some 1e-14 of the diagonal (1,500 picks of sentence
-embeddings): at the floor it still has three digits. Copies of a row land at 1e-15, a row and its own rounding
-to float16 at 1e-7."""
+"""Conditional variances at or below this fraction of the kernel's diagonal count as zero. A residual is the diagonal
+less a sum of squares, with a rounding error of some 1e-14 of the diagonal (1,500 picks of sentence embeddings): at the
+floor it still has three digits. Copies of a row land at 1e-15, a row and its own rounding to float16 at 1e-7."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +31,9 @@ class Kernel:
 
     Attributes:
         name: ``rbf``, exp(-gamma ||x - y||^2), or ``cosine``, <x, y>.
-        gamma: The inverse squared length scale of ``rbf``; > 0. ``cosine`` takes no notice of it.
+        gamma: The inverse squared length scale of ``rbf``; > 0. Not for ``cosine``.
         ridge: Added where an item meets itself, never between two items, even equal ones; >= 0.
             None becomes 0 for ``rbf`` and 0.1 for ``cosine``, whose rank is at most D without it.
-
-    Raises:
-        UserError: An unknown name, or gamma or ridge out of range.
     """
 
     name: KernelName = "rbf"

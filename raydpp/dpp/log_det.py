@@ -13,19 +13,11 @@ from raydpp.dpp.kernels import Kernel
 
 
 def pivot_residuals(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
-    """The residual of each row given the rows before it: the squared diagonal of the Cholesky factor.
+    """The residual of each row given the rows before it: (m, D) float64 unit rows -> (m,), each at least the floor.
 
-    A blocked Cholesky factorisation without pivoting that, unlike the library's, goes on past a singular
-    minor: a row at or below the kernel's floor adds no direction, its residual counts as the floor, and it is
-    left out of the factor.
-
-    Args:
-        features: (m, D) float64 with unit rows, in the order of conditioning.
-        kernel: The kernel.
-        block: b, the rows factored together before the rest is brought up to date in one matrix product.
-
-    Returns:
-        (m,) float64, each at least ``kernel.floor``. Costs O(m^2 (D + m)) in matrix products; memory (m, m).
+    These are the squared pivots of a blocked Cholesky factorisation without pivoting that, unlike the library's, goes
+    on past a singular minor: a row at or below the kernel's floor adds no direction, its residual counts as the floor,
+    and it is left out of the factor. Costs O(m^2 (D + m)) in matrix products; memory (m, m).
     """
     schur = kernel.matrix(features)  # (m, m): rows and columns from `stop` on are given the rows before
     gains = torch.full_like(schur[0], kernel.floor)  # (m,)

@@ -20,7 +20,9 @@ from raydpp.diversity.distance import (
     log_det_curve,
     reference_curves,
 )
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel, KernelName
+from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError
 from raydpp.report.figures import curve_figure
 from raydpp.report.html import Section, Table, render
@@ -210,7 +212,7 @@ def _references(size: int, dimension: int, kernel: Kernel, seeds: list[int]) -> 
 
 def _greedy_curves(table: GradientTable, size: int, kernel: Kernel) -> np.ndarray:
     groups = partition_files(table.parts, partition_count(table.rows, ROWS_PER_PARTITION))
-    request = Request(kernel, table.column, size)
+    request = Request(Budget(size), Objective(kernel), table.column)
     picked = distributed_greedy(table, groups, request, OVERSAMPLE, f"measure: {table.name}")
     if picked.interrupted:
         raise KeyboardInterrupt  # part of a curve is not what was asked for

@@ -19,7 +19,7 @@ from raydpp.dpp.oracles.choice import OracleName, bounded_oracle, choose_sharded
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.progress import progress_bar
 from raydpp.select.plan import need
-from raydpp.select.request import Picked, Request, items_of
+from raydpp.select.request import Picked, Request
 from raydpp.tables import GradientTable, Part, vectors
 
 log = logging.getLogger(__name__)
@@ -81,15 +81,16 @@ def certify(
     """
     import ray
 
-    if request.tokens is not None or request.minimum or request.maximum or request.weight == 1.0:
+    budget, objective = request.budget, request.objective
+    if budget.tokens is not None or budget.minimum or budget.maximum or objective.quality_weight == 1.0:
         return None
     picks, gains = picked.rows, picked.selection.log_gains
-    accepted = float(((1.0 - request.weight) * gains + _worth(picks, request)).min())
+    accepted = float((objective.diversity * gains + request.items(picks).modular).min())
     ids = [pa.array(picks["id"].to_pylist(), pa.string()), *([] if exclude is None else [exclude])]
     features = vectors(picks[request.column])  # (k, D)
     size = len(picks) + owned_rows
-    oracle = choose_sharded_oracle(request.oracle, request.kernel, table.rows, table.dimension, size)
-    told = ray.remote(_told).remote(owned, features, request.kernel, oracle)
+    oracle = choose_sharded_oracle(request.oracle, objective.kernel, table.rows, table.dimension, size)
+    told = ray.remote(_told).remote(owned, features, objective.kernel, oracle)
     common = (table, request, oracle, size, told, accepted, ray.put(pa.concat_arrays(ids)))
     task: Any = ray.remote(_left)
     memory = [
@@ -105,11 +106,6 @@ def certify(
             bar.update(len(finished))
     best = max(one for one, _ in found)
     return Certificate(None if best == -math.inf else best, accepted, sum(count for _, count in found))
-
-
-def _worth(picks: pa.Table, request: Request) -> np.ndarray:
-    worth = items_of(picks, request).modular
-    return np.zeros(len(picks)) if worth is None else worth
 
 
 def _told(owned: np.ndarray | None, picks: np.ndarray, kernel: Kernel, oracle: OracleName) -> np.ndarray:
@@ -130,5 +126,5 @@ def _left(
     accepted: float,
     shut: pa.Array,
 ) -> tuple[float, int]:
-    items = items_of(table.read(parts, request.columns), request, shut)
-    return Shard(items, request.kernel, oracle, size, 1.0 - request.weight).left_above(told, accepted)
+    items = request.items(table.read(parts, request.columns), shut)
+    return Shard(items, request.objective, oracle, size).left_above(told, accepted)

@@ -13,7 +13,8 @@ from rich.table import Table as TerminalTable
 
 from raydpp import storage
 from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
-from raydpp.dpp.baselines import BaselineName, baseline
+from raydpp.dpp import BaselineName
+from raydpp.dpp.baselines import pick
 from raydpp.errors import UserError
 from raydpp.progress import Counter, progress_bar, reporter, watch
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
@@ -83,19 +84,19 @@ def comparison(
     """
     import ray
 
-    sizes = [len(picked.rows) for picked in found.values()]
+    kernel, sizes = request.objective.kernel, [len(picked.rows) for picked in found.values()]
     task = ray.remote(reference_curves)
     references = np.concatenate(
-        ray.get([task.remote(max(sizes), dimension, request.kernel, [seed]) for seed in _SEEDS])
+        ray.get([task.remote(max(sizes), dimension, kernel, [seed]) for seed in _SEEDS])
     )  # (seeds, m)
     records = []
     for method, picked in found.items():
         size = len(picked.rows)
         if given_owned:
-            curve = log_det_curve(vectors(picked.rows[request.column]), request.kernel)
+            curve = log_det_curve(vectors(picked.rows[request.column]), kernel)
         else:
-            curve = greedy_curve(picked.selection.log_gains, size, request.kernel)
-        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=request.kernel)
+            curve = greedy_curve(picked.selection.log_gains, size, kernel)
+        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel)
         scores = request.scores(picked.rows)
         records.append(
             {
@@ -181,7 +182,8 @@ def possible(method: BaselineName, request: Request, table: GradientTable) -> bo
     if method == "length":
         return table.has(request.cost)
     if method == "k-means":
-        return request.size is not None and request.tokens is None and not (request.minimum or request.maximum)
+        budget = request.budget
+        return budget.size is not None and budget.tokens is None and not (budget.minimum or budget.maximum)
     return True
 
 
@@ -205,22 +207,14 @@ def _tokens(rows: pa.Table, column: str) -> float | None:
 def _baseline(table: GradientTable, choice: Choice, request: Request, exclude: pa.Array, counter: Any) -> Any:
     rows = table.read(table.parts, (*request.columns, *([request.cost] if choice.method == "length" else [])))
     rows = rows.filter(pc.invert(pc.is_in(rows["id"], exclude)))
-    quotas = bool(request.minimum or request.maximum)
-    selection = baseline(
+    items = request.items(rows)
+    selection = pick(
         choice.method,
-        vectors(rows[request.column]),  # (n, D)
-        None if request.size is None else min(request.size, rows.num_rows),
-        kernel=request.kernel.name,
-        gamma=request.kernel.gamma,
-        ridge=request.kernel.ridge,
+        items,
+        request.budget.within(items),
+        request.objective.kernel,
         quality=request.scores(rows),
         lengths=numbers(rows, request.cost) if choice.method == "length" else None,
-        ids=rows["id"].to_pylist(),
-        tokens=request.tokens,
-        costs=None if request.tokens is None else numbers(rows, request.cost),
-        sources=rows["source"].to_pylist() if quotas else None,
-        minimum=request.minimum or None,
-        maximum=request.maximum or None,
         threshold=choice.threshold,
         seed=choice.seed,
         progress=reporter(counter),

@@ -60,7 +60,7 @@ def greedy(
         certified: Whether to make the certificate.
         title: Of the progress bars.
     """
-    if exact and request.weight < 1.0:
+    if exact and request.objective.quality_weight < 1.0:
         return exact_greedy(table, groups, request, title, record, have.features, have.excluded, have.count), None
     each = len(groups) if exact else oversample  # by quality alone, each hands in as many as are wanted
     picked = distributed_greedy(table, groups, request, each, title, have.features, have.excluded, have.count)
@@ -81,5 +81,6 @@ def greedy(
 
 def _short(picked: Picked, request: Request) -> bool:
     """Whether a merge ran out of picks that add something, though more were wanted."""
-    counts = request.size is not None and request.tokens is None and request.min_log_gain is None
-    return counts and request.weight < 1.0 and len(picked.rows) < (request.size or 0)
+    budget = request.budget
+    counts = budget.tokens is None and budget.min_log_gain is None and request.objective.quality_weight < 1.0
+    return counts and len(picked.rows) < (budget.size or 0)

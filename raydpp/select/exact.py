@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raydpp.cluster import memory_for
-from raydpp.dpp.budget import Budget
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.dpp.oracles.choice import choose_sharded_oracle
 from raydpp.dpp.sharded.coordinator import ShardedGreedy
@@ -67,29 +66,28 @@ def exact_greedy(
 
     began = time.monotonic()
     have = None if owned is None else ray.get(owned)
-    rows, most = table.rows, request.size or table.rows
-    size = min(most, rows) + owned_rows
-    oracle = choose_sharded_oracle(request.oracle, request.kernel, rows, table.dimension, size)
+    rows, most = table.rows, int(request.budget.size or table.rows)
+    size, budget = min(most, rows) + owned_rows, replace(request.budget, size=most)
+    oracle = choose_sharded_oracle(request.oracle, request.objective.kernel, rows, table.dimension, size)
     log.info("%s: exact greedy MAP over %d shards by the %s oracle", title, len(groups), oracle)
     largest = max(sum(part.rows for part in group) for group in groups)
-    memory = memory_for(need(replace(request, size=most), largest, table.dimension, owned_rows).bytes, title)
+    memory = memory_for(need(replace(request, budget=budget), largest, table.dimension, owned_rows).bytes, title)
     shards = ShardActors(table, groups, request, oracle, size, exclude, memory)
     try:
         search = ShardedGreedy(
             shards,
-            request.kernel,
+            request.objective,
             oracle,
             size,
-            Budget(most, request.tokens, minimum=request.minimum, maximum=request.maximum),
+            budget,
             rows,
             shards.available(),
-            1.0 - request.weight,
         )
         loaded = time.monotonic()
         if have is not None:
-            search.own(have)
+            search.condition_on(have)
         if done := _recorded(record) or start:
-            search.adopt(*done)
+            search.resume_from(*done)
             log.info("%s: goes on behind %d picks", title, len(done[0]))
         stopped, interrupted = _run(search, request, title, record)
         gains = search.picks.log_gains
@@ -104,7 +102,7 @@ def exact_greedy(
 def _run(search: ShardedGreedy, request: Request, title: str, record: str) -> tuple[str | None, bool]:
     """Search; returns why it ended early, in words, and whether Ctrl-C did it. Whatever happens, picks are kept."""
     picks, saved = search.picks, time.monotonic()
-    with progress_bar(title, request.size, "picks") as bar:
+    with progress_bar(title, None if request.budget.size is None else int(request.budget.size), "picks") as bar:
         bar.update(len(picks.log_gains))
 
         def report(count: int, gain: float) -> None:
@@ -116,8 +114,7 @@ def _run(search: ShardedGreedy, request: Request, title: str, record: str) -> tu
                 saved = time.monotonic()
 
         try:
-            least = -np.inf if request.min_log_gain is None else request.min_log_gain
-            return search.run(least, report), False
+            return search.run(report), False
         except KeyboardInterrupt:
             if not picks.log_gains:
                 raise

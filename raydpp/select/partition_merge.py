@@ -14,7 +14,7 @@ from raydpp.cluster import memory_for, threads_of_a_node
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.progress import Counter, progress_bar, reporter, watch
 from raydpp.select.plan import ROWS_PER_PARTITION, Level, levels, need
-from raydpp.select.request import Picked, Request, merge, select_rows
+from raydpp.select.request import Picked, Request, select_rows
 from raydpp.tables import GradientTable, Part
 
 log = logging.getLogger(__name__)
@@ -86,12 +86,12 @@ def distributed_greedy(
 
 
 def _total(plan: list[Level]) -> int | None:
-    return None if plan[0].request.size is None else sum(sum(level.picks) for level in plan)
+    return None if plan[0].request.budget.size is None else sum(sum(level.picks) for level in plan)
 
 
 def _say(table: GradientTable, plan: list[Level], title: str) -> None:
     request = plan[0].request
-    if request.weight == 1.0:
+    if request.objective.quality_weight == 1.0:
         return
     name = need(request, max(plan[0].rows), table.dimension).oracle
     log.info("%s: greedy MAP by the %s oracle%s", title, name, "" if request.oracle != "auto" else " (chosen by size)")
@@ -126,7 +126,7 @@ def _merge(
     import torch
 
     torch.set_num_threads(threads)
-    rows, selection = merge([picks for picks, _ in parts], request, reporter(counter), owned)
+    rows, selection = select_rows(pa.concat_tables([picks for picks, _ in parts]), request, reporter(counter), owned)
     return rows, _without_indices(selection)
 
 

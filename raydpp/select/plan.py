@@ -38,7 +38,7 @@ class Level:
     @property
     def picks(self) -> tuple[int, ...]:
         """How many picks each hands on, at most."""
-        return tuple(rows if self.request.size is None else min(rows, self.request.size) for rows in self.rows)
+        return tuple(int(min(rows, self.request.budget.size or rows)) for rows in self.rows)
 
 
 def levels(request: Request, sizes: Sequence[int], oversample: float, most: int) -> list[Level]:
@@ -109,10 +109,10 @@ def need(request: Request, rows: int, dimension: int, owned: int = 0, itemsize: 
         owned: O, how many are there already: they count like picks.
         itemsize: Bytes of a stored number.
     """
-    picks = min(rows, request.size or rows) + owned
-    oracle = choose_oracle(request.oracle, request.kernel, rows, dimension, picks)
+    picks = int(min(rows, request.budget.size or rows)) + owned
+    oracle = choose_oracle(request.oracle, request.objective.kernel, rows, dimension, picks)
     features = 2.0 * rows * dimension * itemsize + 200.0 * rows  # as read, and as one array; ids and bounds
-    if request.weight == 1.0:
+    if request.objective.quality_weight == 1.0:
         return Need("auto", int(_PROCESS + features), 0.0, picks)
     if oracle == "feature-space":
         state = 40.0 * dimension**2 + features / 14
@@ -156,7 +156,8 @@ def estimate(
     """
     import ray
 
-    if request.size is None:
+    size = request.budget.size
+    if size is None:
         raise UserError("--estimate needs a --size: how many picks tokens or a log gain allow is not known before")
     rate = float(ray.get(ray.remote(_rate).remote()))  # FLOP/s of one CPU
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -166,8 +167,8 @@ def estimate(
     else:
         found, lines = _merges(table, request, levels(request, sizes, oversample, ROWS_PER_PARTITION), rate, cpus)
     head = (
-        f"select --estimate: {request.size:,} of {table.rows:,} examples, D = {table.dimension}, {request.kernel.name}"
-        f" kernel, {cpus} CPUs at {rate / 1e9:.0f} GFLOP/s each"
+        f"select --estimate: {size:,} of {table.rows:,} examples, D = {table.dimension},"
+        f" {request.objective.kernel.name} kernel, {cpus} CPUs at {rate / 1e9:.0f} GFLOP/s each"
     )
     tail = f"about {_clock(found['seconds'])} in all, without reading"
     return Outcome(out, {"estimate": found}, "\n".join([head, *(f"  {line}" for line in lines), f"  {tail}"]))
@@ -200,7 +201,7 @@ def _merges(
 def _rounds(
     table: GradientTable, request: Request, sizes: list[int], rate: float, cpus: int
 ) -> tuple[dict[str, Any], list[str]]:
-    size = request.size or table.rows
+    size = request.budget.size or table.rows
     whole = need(request, table.rows, table.dimension)
     oracle = "cholesky" if whole.oracle == "textbook" else whole.oracle
     one = need(replace(request, oracle=oracle), max(sizes), table.dimension)

@@ -17,7 +17,7 @@ from raydpp.dpp.oracles.choice import OracleName
 from raydpp.dpp.sharded.messages import Candidates, RoundUpdate
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.errors import UserError
-from raydpp.select.request import Request, items_of
+from raydpp.select.request import Request
 from raydpp.tables import GradientTable, Part
 
 log = logging.getLogger(__name__)
@@ -72,12 +72,12 @@ class ShardActors:
                 found[source] = found.get(source, 0) + count
         return found
 
-    def advance(self, news: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
+    def advance(self, update: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
         """A round of some shards."""
         import ray
 
-        told = ray.put(news)  # once, however many hear it
-        return self._collect({i: self._actors[i].advance.remote(self._setup, told, exact) for i, exact in own.items()})
+        sent = ray.put(update)  # once for all
+        return self._collect({i: self._actors[i].advance.remote(self._setup, sent, exact) for i, exact in own.items()})
 
     def find(self, ids: Sequence[str]) -> list[Candidates]:
         """Items by their ids, from every shard."""
@@ -199,8 +199,8 @@ class _ShardActor:
     def available(self, setup: list[Any]) -> dict[str, int]:
         return self._make(setup)[1].available
 
-    def advance(self, setup: list[Any], news: RoundUpdate, own: Exact) -> Candidates | None:
-        return self._make(setup)[1].advance(news, own)
+    def advance(self, setup: list[Any], update: RoundUpdate, own: Exact) -> Candidates | None:
+        return self._make(setup)[1].advance(update, own)
 
     def find(self, setup: list[Any], ids: list[str]) -> Candidates:
         return self._make(setup)[1].find(ids)
@@ -216,7 +216,7 @@ class _ShardActor:
             of: _Setup = ray.get(setup[0])
             torch.set_num_threads(of.threads)
             table = of.table.read(of.groups[self._number], of.request.columns)
-            items = items_of(table, of.request, of.exclude)
-            self._made = table, Shard(items, of.request.kernel, of.oracle, of.size, 1.0 - of.request.weight)
+            items = of.request.items(table, of.exclude)
+            self._made = table, Shard(items, of.request.objective, of.oracle, of.size)
             pa.default_memory_pool().release_unused()  # what reading and sorting have left behind
         return self._made

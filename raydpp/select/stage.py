@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args
 
 from raydpp import runs, storage
 from raydpp.cluster import connect, explain
-from raydpp.dpp.budget import count_of
-from raydpp.dpp.greedy import check_weight
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.oracles.choice import OracleName
+from raydpp.dpp import KernelName, OracleName
+from raydpp.dpp.budget import Budget, count_of
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError
 from raydpp.ingest.files import list_files
 from raydpp.select import compare as comparing
@@ -21,7 +21,7 @@ from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales
 from raydpp.select.outputs import write_examples, write_selection
 from raydpp.select.partition_merge import OVERSAMPLE
 from raydpp.select.plan import estimate as estimated
-from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
+from raydpp.select.request import Request, parse_quotas, parse_score
 from raydpp.tables import open_table
 
 log = logging.getLogger(__name__)
@@ -125,24 +125,16 @@ def select(
         raise UserError(f"--partitions {partitions}: at least one is needed")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
-    check_weight(quality_weight)
     judged = tuple(parse_score(text) for text in quality or [cost_column])
-    similarity = Kernel(kernel, gamma, ridge)
+    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
+    least, most = parse_quotas("--minimum", minimum or []), parse_quotas("--maximum", maximum or [])
+    budget = Budget(size, tokens, least, most, min_log_gain)
     opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
-    least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
     if count is not None and method == "greedy" and quality_weight < 1:
-        similarity.check_budget(count, opened.dimension)
-    request = Request(
-        similarity,
-        opened.column,
-        count,
-        weight=quality_weight,
-        tokens=tokens,
-        cost=cost_column,
-        min_log_gain=min_log_gain,
-        oracle=oracle,
-    )
+        objective.kernel.check_budget(count, opened.dimension)
+    asked = replace(budget, size=count, minimum={}, maximum={})
+    request = Request(asked, objective, opened.column, cost=cost_column, oracle=oracle)
     if estimate:
         connect(address)
         return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
@@ -165,8 +157,7 @@ def select(
         request = replace(
             request,
             quality=quality_scales(opened, judged) if counted and (quality or opened.has(cost_column)) else (),
-            minimum=expand_quotas(least, list(counts), "--minimum"),
-            maximum=expand_quotas(most, list(counts), "--maximum"),
+            budget=budget.in_counts(opened.rows, [str(source) for source in counts]),
         )
         groups = partitioned(opened, partitions, exact)
         what = "as many" if count is None else f"{count:,}"

@@ -183,10 +183,10 @@ def test_a_row_just_above_the_floor_is_picked_and_one_just_below_is_not() -> Non
     assert len(greedy_map(pair(RESIDUAL_FLOOR / 2), 2, kernel="cosine", ridge=0.0).indices) == 1
 
 
-def test_progress_hears_of_every_pick() -> None:
-    heard: list[tuple[int, float]] = []
-    chosen = greedy_map(sphere(10, 4), 4, progress=lambda done, gain: heard.append((done, gain)))
-    assert heard == list(zip([1, 2, 3, 4], chosen.log_gains, strict=True))
+def test_progress_gets_every_pick() -> None:
+    seen: list[tuple[int, float]] = []
+    chosen = greedy_map(sphere(10, 4), 4, progress=lambda done, gain: seen.append((done, gain)))
+    assert seen == list(zip([1, 2, 3, 4], chosen.log_gains, strict=True))
 
 
 def test_an_array_a_tensor_and_float16_of_the_same_rows_agree() -> None:
@@ -326,7 +326,7 @@ def test_a_bar_shows_the_picks_and_the_gain(capsys: pytest.CaptureFixture[str]) 
         ({"size": 2, "exclude": range(10)}, "nothing to pick from"),
     ],
 )
-def test_a_mistake_is_refused_in_words(arguments: dict, words: str) -> None:
+def test_a_mistake_is_refused(arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         greedy_map(sphere(10, 3), **arguments)
 

@@ -4,10 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.features import unit_rows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.log_det import pivot_residuals
-from raydpp.dpp.objective import Score
+from raydpp.dpp.objective import Objective, Score
 from raydpp.select.certificate import Certificate, certify
 from raydpp.select.partition_merge import distributed_greedy
 from raydpp.select.request import Request
@@ -35,7 +36,7 @@ def opened(table: str, partitions: int = 3) -> tuple[GradientTable, list[list[Pa
 def test_it_says_what_the_best_example_left_would_add(table: str, kernel: Kernel) -> None:
     found, groups, rows = opened(table)
     assert len(groups) > 1
-    request = Request(kernel, found.column, 6)
+    request = Request(Budget(6), Objective(kernel), found.column)
     picked = distributed_greedy(found, groups, request, 1.0, "title")
     certificate = certify(found, groups, request, picked, "title")
     assert certificate is not None
@@ -54,7 +55,7 @@ def test_what_is_owned_or_excluded_is_taken_into_account(table: str) -> None:
     kernel, owned = Kernel("rbf", 1.0), vectors(rows["gradient"])[:3]
     twice = np.concatenate([owned, owned])  # copies of what is owned change nothing
     exclude = pa.array(rows["id"].to_pylist()[:3])
-    request = Request(kernel, found.column, 4)
+    request = Request(Budget(4), Objective(kernel), found.column)
     picked = distributed_greedy(found, groups, request, 2.0, "title", ray.put(twice), exclude, 6)
     certificate = certify(found, groups, request, picked, "title", ray.put(twice), exclude, 6)
     assert certificate is not None
@@ -65,7 +66,7 @@ def test_what_is_owned_or_excluded_is_taken_into_account(table: str) -> None:
 def test_with_quality_it_is_the_objective_that_counts(table: str) -> None:
     found, groups, _ = opened(table)
     scores = (Score("response_tokens", 1.0, 3.0, 1.0),)
-    request = Request(Kernel(), found.column, 6, scores, 0.3)
+    request = Request(Budget(6), Objective(Kernel(), 0.3), found.column, scores)
     picked = distributed_greedy(found, groups, request, 2.0, "title")
     certificate = certify(found, groups, request, picked, "title")
     assert certificate is not None
@@ -77,7 +78,7 @@ def test_with_quality_it_is_the_objective_that_counts(table: str) -> None:
 
 def test_budgets_of_tokens_and_sources_have_none(table: str) -> None:
     found, groups, _ = opened(table)
-    request = Request(Kernel(), found.column, 6, maximum={"first": 3.0})
+    request = Request(Budget(6, maximum={"first": 3.0}), Objective(Kernel()), found.column)
     picked = distributed_greedy(found, groups, request, 2.0, "title")
     assert certify(found, groups, request, picked, "title") is None
 

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from raydpp.diversity.distance import log_det_distance
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.objective import Score
+from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
 from raydpp.select.compare import Choice, check_size, comparison, comparison_table, pick_baselines, possible, source_mix
 from raydpp.select.request import Picked, Request, select_rows
@@ -30,7 +31,7 @@ def rows(n: int = 30) -> pa.Table:
 
 
 def test_a_method_is_described_by_its_picks(cluster: None) -> None:
-    request = Request(Kernel(), size=9, quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
+    request = Request(Budget(9), Objective(Kernel()), quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
     picked, selection = select_rows(rows(), request)
     (found,) = comparison({"greedy": Picked(picked, selection)}, request, 6, given_owned=False)
     assert found["log_det"] == pytest.approx(selection.log_det)
@@ -39,14 +40,14 @@ def test_a_method_is_described_by_its_picks(cluster: None) -> None:
     tokens = picked["response_tokens"].to_numpy()
     assert found["quality"] == pytest.approx(((tokens - 10) / 2).mean())
     assert found["tokens"] == tokens.sum()
-    given = Picked(picked, select_rows(rows(), Request(Kernel(), size=9), owned=np.eye(6))[1])
+    given = Picked(picked, select_rows(rows(), Request(Budget(9), Objective(Kernel())), owned=np.eye(6))[1])
     (found,) = comparison({"greedy": given}, request, 6, given_owned=True)
     assert found["log_det"] == pytest.approx(selection.log_det)  # of the set by itself
 
 
 def test_baselines_run_beside_each_other(table: str) -> None:
     opened = open_table(table, "gradient")
-    request = Request(Kernel(), opened.column, size=6)
+    request = Request(Budget(6), Objective(Kernel()), opened.column)
     shut = pa.array(opened.read(opened.parts)["id"].to_pylist()[:10])
     found = pick_baselines(opened, [Choice("random", seed=3), Choice("length")], request, shut, "compare")
     assert list(found) == ["random", "length"]
@@ -59,16 +60,16 @@ def test_baselines_run_beside_each_other(table: str) -> None:
 
 def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
     opened = open_table(table, "gradient")
-    plain = Request(Kernel(), size=5)
+    plain = Request(Budget(5), Objective(Kernel()))
     assert [possible(name, plain, opened) for name in ("quality", "length", "k-means", "dedup")] == [
         False,
         True,
         True,
         True,
     ]
-    assert not possible("k-means", Request(Kernel(), tokens=5.0), opened)
-    assert not possible("k-means", Request(Kernel(), size=5, maximum={"a": 1}), opened)
-    assert not possible("length", Request(Kernel(), size=5, cost="charm"), opened)
+    assert not possible("k-means", Request(Budget(tokens=5.0), Objective(Kernel())), opened)
+    assert not possible("k-means", Request(Budget(5, maximum={"a": 1}), Objective(Kernel())), opened)
+    assert not possible("length", Request(Budget(5), Objective(Kernel()), cost="charm"), opened)
     check_size(20_000)
     with pytest.raises(UserError, match="too many for m = 20001"):
         check_size(20_001)

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.select.distributed import greedy, partitioned
 from raydpp.select.inputs import Owned
 from raydpp.select.plan import ROWS_PER_PARTITION
@@ -38,7 +40,7 @@ def test_what_partitions_hand_in_twice_is_made_up_for_by_rounds(
     table = open_table(copies, "gradient")
     groups = partitioned(table, 5, exact=False)
     assert len(groups) == 5
-    request = Request(Kernel("rbf", 1.0), "gradient", 20)
+    request = Request(Budget(20), Objective(Kernel("rbf", 1.0)))
     with caplog.at_level(logging.INFO, "raydpp"):
         picked, certificate = greedy(
             table, groups, request, NOTHING, str(tmp_path / "picks.parquet"), exact=False, oversample=1.0
@@ -56,7 +58,7 @@ def test_rounds_over_all_partitions_are_exact_and_need_no_certificate(copies: st
     rows = table.read(table.parts)
     expected = greedy_map(vectors(rows["gradient"]), 20, ids=rows["id"].to_pylist())
     record = str(tmp_path / "picks.parquet")
-    request = Request(Kernel("rbf", 1.0), "gradient", 20)
+    request = Request(Budget(20), Objective(Kernel("rbf", 1.0)))
     picked, certificate = greedy(
         table, partitioned(table, 3, exact=True), request, NOTHING, record, exact=True, oversample=1.0
     )

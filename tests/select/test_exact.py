@@ -18,7 +18,9 @@ import pytest
 
 from raydpp import runs
 from raydpp.cli import main
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
 from raydpp.select import exact as stage
 from raydpp.select import shard_actors
@@ -52,7 +54,7 @@ def table(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def expected(table: str) -> tuple[list[str], np.ndarray]:
     """The ids and gains of an undisturbed search with the rbf kernel, by ``greedy_map``."""
-    rows, selection = whole(table, Request(Kernel(), size=SIZE))
+    rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel())))
     return rows["id"].to_pylist(), selection.log_gains
 
 
@@ -86,10 +88,12 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
     table: str, tmp_path: Path, count: int, kernel: Any, what: str
 ) -> None:
     options: dict[str, Any] = {"size": SIZE}
+    scales: tuple[Score, ...] = ()
+    weight = 0.0
     owned = exclude = None
     if "quality" in what:
         scales = quality_scales(open_table(table, "gradient"), (parse_score("loss=-1"), parse_score("prompt_tokens=2")))
-        options |= {"quality": scales, "weight": 0.3}
+        weight = 0.3
     if "quotas" in what:
         options |= {"minimum": {"first": 60}, "maximum": {"second": 20}}
     if "tokens" in what:
@@ -98,9 +102,9 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
         owned = np.random.default_rng(1).normal(size=(40, DIMENSION)).astype(np.float32)
         owned /= np.linalg.norm(owned, axis=1, keepdims=True)
     if "exclude" in what:
-        plain, _ = whole(table, Request(Kernel(kernel), **options), owned)
+        plain, _ = whole(table, Request(Budget(**options), Objective(Kernel(kernel), weight), quality=scales), owned)
         exclude = pa.array(plain["id"].to_pylist()[::3])
-    request = Request(Kernel(kernel), **options)
+    request = Request(Budget(**options), Objective(Kernel(kernel), weight), quality=scales)
 
     picked = search(table, count, request, str(tmp_path / "picks.parquet"), owned, exclude)
     rows, selection = whole(table, request, owned, exclude)
@@ -121,10 +125,10 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
 
 def test_a_search_that_ends_early_says_why_as_greedy_does(table: str, tmp_path: Path) -> None:
     for request in (
-        Request(Kernel(), size=SIZE, min_log_gain=-0.4),
-        Request(Kernel(), size=SIZE, maximum={"first": 10, "second": 10, "third": 10}),
+        Request(Budget(SIZE, min_log_gain=-0.4), Objective(Kernel())),
+        Request(Budget(SIZE, maximum={"first": 10, "second": 10, "third": 10}), Objective(Kernel())),
     ):
-        picked = search(table, 2, request, str(tmp_path / f"{len(request.maximum)}.parquet"))
+        picked = search(table, 2, request, str(tmp_path / f"{len(request.budget.maximum)}.parquet"))
         rows, selection = whole(table, request)
         assert picked.rows.equals(rows)
         assert 20 < len(rows) < SIZE
@@ -138,7 +142,7 @@ def test_workers_killed_in_a_round_cost_nothing(
 ) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(shard_actors, "_ShardActor", faulty_shard(log, dies_in=3, deaths=deaths))
-    request = Request(Kernel(kernel), size=SIZE)
+    request = Request(Budget(SIZE), Objective(Kernel(kernel)))
     exclude = pa.array(
         open_table(table, "gradient").read_columns([*open_table(table, "gradient").parts], ["id"])["id"][:9]
     )
@@ -217,10 +221,10 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     out = str(tmp_path / "out")
     real = shard_actors.ShardActors.advance
 
-    def interrupted(self: Any, news: Any, own: Any) -> Any:
-        if news.number == 4:
+    def interrupted(self: Any, update: Any, own: Any) -> Any:
+        if update.number == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, news, own)
+        return real(self, update, own)
 
     command = ["select", table, "--out", out, "--size", str(SIZE), "--partitions", "2", "--exact"]
     with monkeypatch.context() as patch:
@@ -260,7 +264,7 @@ def test_ctrl_c_before_the_first_pick_is_no_selection(
 
 def test_picks_are_recorded_at_a_url_with_options(table: str, tmp_path: Path) -> None:
     record = f"file://{tmp_path}/rounds/picks.parquet?use_mmap=false"
-    first = search(table, 1, Request(Kernel(), size=5), record)
+    first = search(table, 1, Request(Budget(5), Objective(Kernel())), record)
     assert stage._recorded(record) == (first.rows["id"].to_pylist(), first.selection.log_gains.tolist())
     assert stage._recorded(f"file://{tmp_path}/other/picks.parquet?use_mmap=false") is None
 
@@ -290,7 +294,7 @@ def test_shards_on_four_nodes_find_the_same_picks(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     run_script(table, tmp_path, "equal")
     for kernel in ("rbf", "cosine"):
-        rows, selection = whole(table, Request(Kernel(kernel), size=SIZE))
+        rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel(kernel))))
         for count in (5, 16):
             out = str(tmp_path / "out" / f"{kernel}-{count}")
             assert_picks(out, (rows["id"].to_pylist(), selection.log_gains))
@@ -303,7 +307,7 @@ def test_a_node_that_goes_costs_nothing_and_one_too_few_ends_the_search_until_th
     table = make_table(tmp_path)
     (tmp_path / "out").mkdir()
     said = run_script(table, tmp_path, "removed")
-    rows, selection = whole(table, Request(Kernel(), size=SIZE))
+    rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel())))
     gone = [line.split()[1] for line in said if line.startswith("removed ")]
     assert len(gone) == 2
     for node, name in zip(gone, ("room", "full"), strict=True):

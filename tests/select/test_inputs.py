@@ -16,7 +16,6 @@ from raydpp.dpp.objective import Score, robust_scale
 from raydpp.errors import UserError
 from raydpp.ingest.files import list_files
 from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, read_scores, source_counts
-from raydpp.select.request import expand_quotas, parse_quotas
 from raydpp.tables import open_table, vectors, write_table
 
 
@@ -77,17 +76,7 @@ def test_scales_are_of_the_whole_table(table: str) -> None:
         quality_scales(opened, (Score("charm"),))
 
 
-def test_quotas_are_numbers_or_fractions_and_the_star_is_written_out(table: str) -> None:
-    assert parse_quotas("--minimum", ["a=3", "b=c=0.25", "*=0"], 10) == {"a": 3.0, "b=c": 3.0, "*": 0.0}
-    assert parse_quotas("--maximum", ["a=0.25"], 10) == {"a": 2.0}
-    for text in ("a", "=3", "a=x", "a=-1", "a=1.5"):
-        with pytest.raises(UserError, match="give SOURCE=NUMBER"):
-            parse_quotas("--minimum", [text], 10)
-    with pytest.raises(UserError, match="a fraction is one of --size"):
-        parse_quotas("--maximum", ["a=0.5"], None)
-    assert expand_quotas({"a": 2.0, "*": 1.0}, ["a", "b"], "--minimum") == {"a": 2.0, "b": 1.0}
-    with pytest.raises(UserError, match="--minimum names the source 'c'; the table has a, b"):
-        expand_quotas({"c": 2.0}, ["b", "a"], "--minimum")
+def test_rows_are_counted_by_source(table: str) -> None:
     assert source_counts(open_table(table, "gradient")) == {"first": 20, "second": 20}
 
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Selection
-from raydpp.dpp.objective import Score
+from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
 from raydpp.runs import Run
 from raydpp.select.outputs import write_examples, write_selection
@@ -21,7 +22,7 @@ from raydpp.tables import SELECTION_SCHEMA, vector_array
 def test_a_selection_is_written_in_the_order_of_picking(tmp_path: Path) -> None:
     rows = pa.table({"id": ["c", "a"], "gradient": vector_array(np.eye(2), pa.float32()), "length": [4, 8]})
     picked = Picked(rows, Selection.of([0, 1], [-0.5, -1.0]))
-    request = Request(Kernel(), quality=(Score("length", 1.0, 6.0, 2.0),))
+    request = Request(Budget(2), Objective(Kernel()), quality=(Score("length", 1.0, 6.0, 2.0),))
     write_selection(Run(str(tmp_path), {}), picked, request)
     found = pq.read_table(tmp_path / "selection")
     assert found.schema.equals(SELECTION_SCHEMA)
@@ -31,7 +32,7 @@ def test_a_selection_is_written_in_the_order_of_picking(tmp_path: Path) -> None:
     assert found["log_det"].to_pylist() == [-0.5, -1.5]
     assert found["quality"].to_pylist() == [-1.0, 1.0]
     assert pq.read_table(tmp_path / "gradients").equals(rows)
-    write_selection(Run(str(tmp_path / "none"), {}), picked, Request(Kernel()))
+    write_selection(Run(str(tmp_path / "none"), {}), picked, Request(Budget(2), Objective(Kernel())))
     assert pq.read_table(tmp_path / "none" / "selection")["quality"].null_count == 2
 
 

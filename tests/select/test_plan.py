@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError
 from raydpp.select.plan import levels, need
 from raydpp.select.request import Request
@@ -13,22 +15,22 @@ from raydpp.select.stage import select
 
 
 def test_one_partition_is_one_level_that_is_asked_for_everything() -> None:
-    request = Request(Kernel(), size=10)
+    request = Request(Budget(10), Objective(Kernel()))
     (level,) = levels(request, [100], 2.0, 1_000)
     assert level.request is request
     assert (level.bundles, level.rows, level.picks) == (((0,),), (100,), (10,))
 
 
 def test_partitions_hand_in_more_than_their_share_and_one_merge_takes_all() -> None:
-    first, last = levels(Request(Kernel(), size=100), [1_000, 1_000, 1_000, 30], 2.0, 10_000)
+    first, last = levels(Request(Budget(100), Objective(Kernel())), [1_000, 1_000, 1_000, 30], 2.0, 10_000)
     assert first.picks == (50, 50, 50, 30)
     assert last.bundles == ((0, 1, 2, 3),)
     assert last.rows == (180,)
-    assert last.request.size == 100
+    assert last.request.budget.size == 100
 
 
 def test_a_union_that_no_task_holds_is_merged_in_several_levels() -> None:
-    request = Request(Kernel(), size=3)
+    request = Request(Budget(3), Objective(Kernel()))
     plan = levels(request, [50] * 64, 2.0, 16)  # each hands in one, though a tenth would be its share
     assert [len(level.bundles) for level in plan] == [64, 4, 1]
     assert [sum(level.picks) for level in plan] == [64, 8, 3]
@@ -39,33 +41,34 @@ def test_a_union_that_no_task_holds_is_merged_in_several_levels() -> None:
 
 
 def test_a_level_that_would_throw_nothing_away_is_left_out() -> None:
-    plan = levels(Request(Kernel(), size=100), [1_000] * 10, 2.0, 50)
+    plan = levels(Request(Budget(100), Objective(Kernel())), [1_000] * 10, 2.0, 50)
     assert [len(level.bundles) for level in plan] == [10, 1]
 
 
 def test_a_budget_without_a_size_is_merged_at_once() -> None:
-    plan = levels(Request(Kernel(), tokens=100.0), [50] * 5, 2.0, 60)
+    plan = levels(Request(Budget(tokens=100.0), Objective(Kernel())), [50] * 5, 2.0, 60)
     assert [len(level.bundles) for level in plan] == [5, 1]
-    assert plan[1].request.size is None
+    assert plan[1].request.budget.size is None
 
 
 @pytest.mark.parametrize("kernel", [Kernel("rbf"), Kernel("cosine")])
 def test_more_rows_and_picks_need_more(kernel: Kernel) -> None:
-    small = need(Request(kernel, size=1_000), 10_000, 512)
-    assert need(Request(kernel, size=1_000), 40_000, 512).bytes > small.bytes
-    assert need(Request(kernel, size=1_000), 40_000, 512).flop >= 3.9 * (small.flop - 1.2 * 1_000**3)
-    more = need(Request(kernel, size=4_000), 10_000, 512)
-    assert more.seconds(1e11) > small.seconds(1e11) > need(Request(kernel, size=1_000), 10_000, 512).seconds(2e11)
+    request = Request(Budget(1_000), Objective(kernel))
+    small = need(request, 10_000, 512)
+    assert need(request, 40_000, 512).bytes > small.bytes
+    assert need(request, 40_000, 512).flop >= 3.9 * (small.flop - 1.2 * 1_000**3)
+    more = need(Request(Budget(4_000), Objective(kernel)), 10_000, 512)
+    assert more.seconds(1e11) > small.seconds(1e11) > need(request, 10_000, 512).seconds(2e11)
     assert (more.bytes > small.bytes) == (small.oracle == "cholesky")  # the feature space's state does not grow
 
 
 def test_what_is_owned_counts_like_picks() -> None:
-    request = Request(Kernel("rbf"), size=1_000)
+    request = Request(Budget(1_000), Objective(Kernel("rbf")))
     assert need(request, 10_000, 64, owned=2_000).bytes > need(request, 10_000, 64).bytes
 
 
 def test_quality_alone_needs_no_products() -> None:
-    assert need(Request(Kernel(), size=1_000, weight=1.0), 10_000, 64).flop == 0
+    assert need(Request(Budget(1_000), Objective(Kernel(), 1.0)), 10_000, 64).flop == 0
 
 
 def test_an_estimate_names_the_tasks_and_writes_nothing(table: str, tmp_path: Path) -> None:

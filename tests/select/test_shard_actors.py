@@ -12,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from raydpp.cluster import explain
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles.bounds import Exact
 from raydpp.dpp.sharded.messages import RoundUpdate
 from raydpp.errors import UserError
@@ -36,9 +38,9 @@ def made(table: str) -> Iterator[Any]:
     """A function that makes shards of the table, which end with the test."""
     some: list[ShardActors] = []
 
-    def make(count: int, exclude: pa.Array | None = None, **options: Any) -> ShardActors:
+    def make(count: int, exclude: pa.Array | None = None, cost: str = "response_tokens", **budget: Any) -> ShardActors:
         opened = open_table(table, "gradient")
-        request = Request(Kernel(), size=20, **options)
+        request = Request(Budget(20, **budget), Objective(Kernel()), cost=cost)
         some.append(ShardActors(opened, partition_files(opened.parts, count), request, "cholesky", 20, exclude))
         return some[-1]
 

@@ -85,7 +85,7 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(table, out)
     with pytest.raises(UserError, match="--method best: use one of greedy, random"):
         select(table, out, 4, method="best")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--minimum names the source 'third'; the table has first, second"):
+    with pytest.raises(UserError, match="a minimum for source 'third', and no such source: there are first, second"):
         select(table, str(tmp_path / "third"), 4, minimum=["third=1"])
     with pytest.raises(UserError, match="--quality loss=x"):
         select(table, out, 4, quality=["loss=x"])

@@ -32,19 +32,12 @@ class Solved(Protocol):
 
 
 class Oracle(Protocol):
-    """What a search asks of an oracle.
+    """What a search asks of an oracle."""
 
-    Attributes:
-        working_set_size: How many items a working set holds at most.
-        min_candidates: Fewer candidates than this are not worth a working set while others can be refined.
-        lookahead: For how many picks to come it pays to refine items at once.
-        speculation_size: How many items ``approximate`` takes at most.
-    """
-
-    working_set_size: int
-    min_candidates: int
-    lookahead: int
-    speculation_size: int
+    working_set_size: int  # how many items a working set holds at most
+    min_candidates: int  # fewer than these are not worth a working set while others can be refined
+    lookahead: int  # for how many picks to come it pays to refine items at once
+    speculation_size: int  # how many items ``approximate`` takes at most
 
     @property
     def bounds(self) -> np.ndarray:

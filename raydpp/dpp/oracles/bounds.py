@@ -26,23 +26,14 @@ class BoundedOracle(ABC):
     The items that the next picks may come from are the pool: their bounds are kept up to date after every working set.
     Other items stay stale until they are refined. Bounds are computed in ``dtype``; picks and log gains come from
     working sets alone, and are those of float64.
-
-    Attributes:
-        posterior_type: What solves working sets: made of rows, a kernel and the largest number of picks.
-        dtype: What bounds are computed in.
-
-    Args:
-        rows: The (N, D) features.
-        kernel: The kernel.
-        size: M, the largest number of picks.
-        dtype: float32, or float64 from the beginning.
     """
 
-    posterior_type: Any
+    posterior_type: Any  # what solves working sets: made of rows, a kernel and the largest number of picks
     working_set_size: int
+    min_candidates: int
     lookahead = 128
     speculation_size = 768
-    min_candidates: int
+    _pool_rows: np.ndarray  # (n,) int64, rising
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int, dtype: torch.dtype = torch.float32) -> None:
         self._rows = rows
@@ -54,17 +45,14 @@ class BoundedOracle(ABC):
 
     @property
     def bounds(self) -> np.ndarray:
-        """(N,) float64: an upper bound on the residual of each item; 0 for a pick."""
-        return self._bounds.upper
+        return self._bounds.upper()
 
     @property
     def stale(self) -> np.ndarray:
-        """(N,) bool: whose bound does not yet take the last picks into account."""
         return self._bounds.stale
 
     @property
     def error(self) -> float:
-        """How far off the pool's residuals may be."""
         return self._bounds.error
 
     @abstractmethod
@@ -72,7 +60,6 @@ class BoundedOracle(ABC):
         """Bring the bounds of these items, (n,) int64, up to date (the new pool), or below ``lowest``, (n,)."""
 
     def approximate(self, rows: np.ndarray) -> WorkingSet | None:
-        """A working set of items of the pool, (n,) int64 rising, right up to the error; None if one is not in it."""
         pool = self._pool_rows
         if not len(pool):
             return None
@@ -80,13 +67,11 @@ class BoundedOracle(ABC):
         return self._approximate(rows, place) if (pool[place] == rows).all() else None
 
     def solve(self, rows: np.ndarray) -> WorkingSet:
-        """The exact working set of these items, (p,) int64."""
         working_set: WorkingSet = self._posterior.solve(rows)
         self._measure(rows, working_set.residuals)
         return working_set
 
     def commit(self, working_set: WorkingSet) -> None:
-        """Take the picks of the last working set solved into account: exactly in its own items, and in the pool."""
         self._follow(self._posterior.commit(working_set))
         self._bounds.set_exact(working_set.rows, working_set.residuals, working_set.picked)
 
@@ -106,14 +91,9 @@ class BoundedOracle(ABC):
     def _index(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(rows).to(self._rows.device)
 
-    @property
-    @abstractmethod
-    def _pool_rows(self) -> np.ndarray:
-        """(n,) int64, rising."""
-
     @abstractmethod
     def _clear(self) -> None:
-        """Forget the pool and all that was computed for bounds."""
+        """Start without a pool and without anything computed for bounds."""
 
     @abstractmethod
     def _follow(self, appended: Tensor) -> None:
@@ -126,21 +106,14 @@ class BoundedOracle(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Exact:
-    """Residuals that are exact, given all picks.
+    """Residuals that are exact, given all picks."""
 
-    Attributes:
-        rows: (n,) int64: the items.
-        residuals: (n,) float64; 0 for a pick.
-        picked: Places in ``rows`` of the picks.
-    """
-
-    rows: np.ndarray
-    residuals: np.ndarray
-    picked: list[int]
+    rows: np.ndarray  # (n,) int64: the items
+    residuals: np.ndarray  # (n,) float64; 0 for a pick
+    picked: list[int]  # places in ``rows`` of the picks
 
     @classmethod
     def empty(cls) -> Exact:
-        """Of no items."""
         return cls(np.empty(0, dtype=np.int64), np.empty(0), [])
 
     @property
@@ -155,35 +128,23 @@ class Bounds:
 
     A residual computed in ``dtype`` counts as off by up to ``error``: at least 1e-6 of the kernel's diagonal in float32
     (1e-13 in float64) and four times the largest difference ever measured where one was computed exactly.
-
-    Attributes:
-        residuals: (N,) float64, each as of ``seen``, exact or up to the error; 0 for a pick.
-        seen: (N,) int64: how many picks each takes into account.
-        picks: How many picks there are.
-        error: How far off a residual that is not exact may be.
     """
 
     def __init__(self, rows: int, variance: float, dtype: torch.dtype) -> None:
-        self.residuals = np.full(rows, variance)
-        self.seen = np.zeros(rows, dtype=np.int64)
-        self.picks = 0
+        self.residuals = np.full(rows, variance)  # (N,) float64, as of ``seen``, exact or up to the error; 0 for a pick
+        self.seen = np.zeros(rows, dtype=np.int64)  # (N,) how many picks each takes into account
+        self.picks = 0  # how many there are
+        self.error = _NOISE[dtype] * variance
         self._inexact = np.zeros(rows, dtype=bool)  # (N,)
         self._exact = self.residuals.copy()  # (N,) the last exact residual: none is above
         self._variance = variance
-        self.error = _NOISE[dtype] * variance
-
-    @property
-    def upper(self) -> np.ndarray:
-        """(N,) float64: no residual is above."""
-        return self.upper_of(slice(None))
 
     @property
     def stale(self) -> np.ndarray:
-        """(N,) bool: whose bound does not yet take the last picks into account."""
         return self.seen < self.picks
 
-    def upper_of(self, rows: np.ndarray | slice) -> np.ndarray:
-        """``upper`` of some items: (n,) -> (n,)."""
+    def upper(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """No residual of these items is above: (n,) -> (n,) float64."""
         return np.minimum(self.residuals[rows] + self.error * self._inexact[rows], self._exact[rows])
 
     def set_approximate(self, rows: np.ndarray, residuals: np.ndarray, seen: int) -> None:
@@ -212,7 +173,7 @@ class Bounds:
 
     def restart(self, dtype: torch.dtype) -> None:
         """Keep what is known as bounds, of no picks at all, and go on in another type."""
-        self.residuals = self.upper
+        self.residuals = self.upper()
         self._exact = self.residuals.copy()
         self.seen[self.seen != _PICKED] = 0
         self._inexact[:] = False

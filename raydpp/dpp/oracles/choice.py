@@ -21,9 +21,6 @@ def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, s
 
     ``textbook`` where N M is small, ``feature-space`` for cosine with a ridge unless M is small beside D,
     ``cholesky`` for all else.
-
-    Raises:
-        UserError: An unknown name.
     """
     if name not in get_args(OracleName):
         raise UserError(f"there is no oracle {name!r}: use one of {', '.join(get_args(OracleName))}")

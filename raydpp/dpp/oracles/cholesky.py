@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,10 +24,8 @@ class CholeskyOracle(BoundedOracle):
     whole panels are the pool, whose rows grow with every working set's picks.
 
     Rows are stored as float32 and so their residuals, in which squares are summed in float64, are off by some 1e-7
-    of the diagonal. After a restart they are stored as float64, at twice the memory.
-
-    Memory: 4 bytes for each row's entries so far (about 0.6 N M for sentence embeddings), 4 M^2 for the factor, and
-    the pool.
+    of the diagonal. After a restart they are stored as float64, at twice the memory. That is 4 bytes for each entry so
+    far (about 0.6 N M for sentence embeddings), 4 M^2 for the factor, and the pool.
     """
 
     posterior_type = Factor
@@ -41,24 +39,20 @@ class CholeskyOracle(BoundedOracle):
         self._depth = np.zeros(n, dtype=np.int64)  # (N,) how many columns are stored: whole panels
         self._residuals = np.full(n, self._kernel.variance)  # (N,) given as many picks as the depth
         self._pool: _Pool | None = None
+        self._pool_rows = np.empty(0, dtype=np.int64)
         self._buffer = torch.empty(0, dtype=self.dtype, device=self._rows.device)  # the pool's block, of any shape
 
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
-        """Bring the bounds of these items, (n,) int64, up to date (the new pool), or below ``lowest``, (n,)."""
         self._flush_pool()
         edge = self._bounds.picks // WIDTH * WIDTH
         for start in range(0, edge, WIDTH):
             due = rows[self._depth[rows] == start]
             if len(due):
                 self._extend_to_panel(due, start)
-                high = self._bounds.upper_of(rows) >= lowest
+                high = self._bounds.upper(rows) >= lowest
                 rows, lowest = rows[high], lowest[high]
-        self._pool = self._new_pool(rows, edge)
+        self._pool, self._pool_rows = self._new_pool(rows, edge), rows
         self._extend(self._pool)
-
-    @property
-    def _pool_rows(self) -> np.ndarray:
-        return np.empty(0, dtype=np.int64) if self._pool is None else self._pool.rows
 
     def _extend_to_panel(self, rows: np.ndarray, start: int) -> None:
         """Condition items, all of depth ``start``, on the next whole panel of picks."""
@@ -92,7 +86,7 @@ class CholeskyOracle(BoundedOracle):
         block = self._buffer[: len(rows) * width].view(len(rows), width)
         for left in range(0, edge if len(rows) else 0, WIDTH):
             self._panels.read(index, left, out=block[:, left : left + WIDTH])
-        return _Pool(index, rows, edge, features, block, self._residuals[rows])
+        return _Pool(index, rows, edge, features, block, self._residuals[rows], seen=edge)
 
     def _approximate(self, rows: np.ndarray, place: np.ndarray) -> LazyWorkingSet:
         pool, index = self._pool, self._index(place)
@@ -129,8 +123,9 @@ class CholeskyOracle(BoundedOracle):
 
     def _flush_pool(self) -> None:
         """Store the whole panels of the pool's rows; from now on there is no pool."""
-        # Rows are stored by whole panels only, each once: columns of a panel begun are computed again in the next pool.
+        # Panels are stored whole and once: the columns of one just begun are computed again in the next pool.
         pool, self._pool = self._pool, None
+        self._pool_rows = np.empty(0, dtype=np.int64)
         if pool is None:
             return
         for start in range(pool.edge, pool.seen - WIDTH + 1, WIDTH):
@@ -139,23 +134,12 @@ class CholeskyOracle(BoundedOracle):
 
 @dataclass(eq=False)
 class _Pool:
-    """Items conditioned on every pick.
+    """Items conditioned on every pick."""
 
-    Attributes:
-        index: (n,) int64 on the device, and ``rows`` on the host: the items.
-        edge: How much of their rows of the factor is stored.
-        features: (n, D).
-        block: (n, edge and room for more): their rows of the factor side by side.
-        residuals: (n,) float64: given the first ``seen`` picks.
-    """
-
-    index: Tensor
-    rows: np.ndarray
-    edge: int
-    features: Tensor
-    block: Tensor
-    residuals: np.ndarray
-    seen: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.seen = self.edge
+    index: Tensor  # (n,) int64 on the device
+    rows: np.ndarray  # (n,) on the host
+    edge: int  # how much of their rows of the factor is stored
+    features: Tensor  # (n, D)
+    block: Tensor  # (n, edge and room for more): their rows of the factor side by side
+    residuals: np.ndarray  # (n,) float64: given the first ``seen`` picks
+    seen: int

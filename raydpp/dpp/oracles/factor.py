@@ -17,17 +17,11 @@ WIDTH = 256
 class Factor:
     """L with L L^T = K_S for the picks S in order, grown working set by working set; t is the number of picks so far.
 
-    Kept in column panels of which only the part below the diagonal block exists: some 4 M^2 bytes.
-
-    Attributes:
-        rows: The (N, D) features; more may come behind them.
-
-    Args:
-        size: M, the largest number of picks.
+    Kept in column panels of which only the part below the diagonal block exists: some 4 M^2 bytes, M the size.
     """
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int) -> None:
-        self.rows = rows
+        self.rows = rows  # (N, D); more may come behind them
         self._kernel = kernel
         self._size = size
         self._count = 0
@@ -44,10 +38,7 @@ class Factor:
         return self._features[: self._count]
 
     def block(self, top: int, bottom: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows ``top`` to ``bottom`` of L, columns ``start`` to ``stop`` inside one panel; a view where it can be.
-
-        ``top`` is at least the panel's first column.
-        """
+        """Rows ``top`` to ``bottom`` of L, columns inside one panel, whose first is at most ``top``; maybe a view."""
         offset = start // WIDTH * WIDTH
         panel = self._panels[start // WIDTH]
         return panel[top - offset : bottom - offset, start - offset : stop - offset].to(dtype)
@@ -76,10 +67,7 @@ class Factor:
         torch.mm(right, inverse.T, out=out)
 
     def solve(self, rows: np.ndarray) -> WorkingSet:
-        """The exact working set of these items, (p,) int64.
-
-        Costs O(t^2) for each item that was not in the last working set, in matrix products, and nothing for the others.
-        """
+        """Costs O(t^2) for each item, (p,), that was not in the last working set, in matrix products."""
         place = {row: i for i, row in enumerate(self._known.tolist())}
         places = [place.get(row, -1) for row in rows.tolist()]
         before = torch.tensor(places, dtype=torch.int64, device=self.rows.device)  # (p,)
@@ -173,8 +161,7 @@ class Panels:
 def with_room(block: Tensor, count: int, most: int) -> Tensor:
     """A block with its rows and room for ``count`` or more, ``most`` at the end; new rows hold anything.
 
-    On the CPU it gets all room at once, as the system gives memory to what is written only and copies cost more
-    than they save; elsewhere it grows by a quarter.
+    On the CPU it gets all room at once, as only what is written takes memory; elsewhere it grows by a quarter.
     """
     if count <= len(block):
         return block

@@ -19,27 +19,18 @@ _BLOCK = 512  # picks made elsewhere that are appended together
 class Posterior:
     """A = I + X_S^T X_S / ridge and its inverse (Rasmussen & Williams 2006, section 2.1), for the picks S.
 
-    The covariance of items X given the picks is X A^-1 X^T + ridge I.
-
-    Attributes:
-        covariance: A^-1, (D, D) float64.
-        rows: The features; more may come behind them.
-
-    Args:
-        rows: The (N, D) features.
-        kernel: ``cosine`` with a ridge above 0.
-        size: Of no account here: the state does not grow.
+    The covariance of items X given the picks is X A^-1 X^T + ridge I; ``covariance`` is A^-1, (D, D) float64. The state
+    does not grow, whatever the size.
     """
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int = 0) -> None:
-        self.rows = rows
+        self.rows = rows  # (N, D); more may come behind them
         self._ridge = float(kernel.ridge or 0.0)
         self._precision = torch.eye(rows.dimension, dtype=torch.float64, device=rows.device)  # A: (D, D)
         self.covariance = self._precision.clone()  # A^-1: (D, D)
         self._features = self._precision[:0]  # (p, D) of the last working set
 
     def solve(self, rows: np.ndarray) -> WorkingSet:
-        """The exact working set of these items, (p,) int64."""
         self._features = self.rows.take(torch.from_numpy(rows).to(self.rows.device))  # (p, D)
         return WorkingSet(rows, self._given(self._features).numpy(force=True))
 
@@ -52,10 +43,9 @@ class Posterior:
         return self._condition(features, factor)
 
     def append(self, features: Tensor) -> Tensor:
-        """Take picks into account that are none of the rows, (k, D) float64 of unit norm.
+        """Take picks into account that are none of the rows, (k, D) float64 of unit norm; returns a factor, (k, D).
 
-        Returns:
-            (k, D): what they take off the covariance is the sum of this one's rows' outer products.
+        What they take off the covariance is the sum of its rows' outer products.
         """
         return torch.cat(
             [self._condition(some, torch.linalg.cholesky(self._given(some))) for some in features.split(_BLOCK)]
@@ -87,9 +77,6 @@ class FeatureSpaceOracle(BoundedOracle):
     Bringing an item up to date costs O(D) for each pick it missed, and at most O(D^2): what each of the last D picks
     takes off the covariance is kept. State is O(N + D^2), whatever the budget, and a copy of the pool's features where
     it is at most a seventh of the items.
-
-    Raises:
-        UserError: A kernel that is not ``cosine``, or has a ridge below ``MIN_RIDGE``.
     """
 
     posterior_type = Posterior
@@ -107,15 +94,14 @@ class FeatureSpaceOracle(BoundedOracle):
         super().__init__(rows, kernel, size, dtype)
 
     def _clear(self) -> None:
-        self._pool = np.empty(0, dtype=np.int64)  # (n,)
+        self._pool_rows = np.empty(0, dtype=np.int64)
         self._pool_features = self._rows  # (n, D)
         self._drops: list[Tensor] = []  # (k, D) of each of the last working sets, of at most D picks together
 
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
-        """Bring the bounds of these items, (n,) int64, up to date: they become the pool."""
         if len(rows) > _COPIED * len(self._rows):
             rows = np.arange(len(self._rows))
-            if len(self._pool) == len(rows):
+            if len(self._pool_rows) == len(rows):
                 return
         picks, seen = self._bounds.picks, self._bounds.seen
         behind = rows[seen[rows] < picks]  # (b,)
@@ -129,13 +115,9 @@ class FeatureSpaceOracle(BoundedOracle):
             if len(some := behind[seen[behind] == start]):
                 drops = torch.cat(self._drops[at:])  # (k, D)
                 self._lower(some, self._rows.square_sums(drops.T, self._index(some)))
-        self._pool, self._pool_features = rows, self._rows  # the last copy makes room for the next
+        self._pool_rows, self._pool_features = rows, self._rows  # the last copy makes room for the next
         if len(rows) < len(self._rows):
             self._pool_features = self._rows.part(self._index(rows))
-
-    @property
-    def _pool_rows(self) -> np.ndarray:
-        return self._pool
 
     def _lower(self, rows: np.ndarray, drops: np.ndarray) -> None:
         """Take off the residuals of items, (n,), what all picks that they have not seen take off: (n,)."""
@@ -156,5 +138,5 @@ class FeatureSpaceOracle(BoundedOracle):
             self._drops.append(drop.to(self.dtype))
             while sum(len(drop) for drop in self._drops) > self._rows.dimension:
                 self._drops.pop(0)  # to refactor costs no more
-            if len(self._pool):
-                self._lower(self._pool, self._pool_features.square_sums(drop.to(self.dtype).T))
+            if len(self._pool_rows):
+                self._lower(self._pool_rows, self._pool_features.square_sums(drop.to(self.dtype).T))

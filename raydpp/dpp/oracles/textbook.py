@@ -13,7 +13,7 @@ class TextbookOracle:
 
     Costs O(N (D + t)) at pick t, so O(N M (D + M)) in all, bound by memory bandwidth; state is (M + D, N)
     float64. A pick whose residual is at or below the kernel's floor adds no direction and changes nothing but
-    its own residual. It is its own working set, of all items: the residuals are exact and never stale.
+    its own residual. It is its own working set, of all items: residuals are exact and never stale.
     """
 
     min_candidates = 1
@@ -33,29 +33,22 @@ class TextbookOracle:
 
     @property
     def residuals(self) -> np.ndarray:
-        """(N,) float64: the conditional variance of each item given the picks."""
         return self._residuals.numpy(force=True)
 
     @property
     def bounds(self) -> np.ndarray:
-        """(N,) float64: the residuals."""
         return self.residuals
 
-    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
-        """Nothing: all are up to date."""
+    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None: ...
 
-    def approximate(self, rows: np.ndarray) -> None:
-        """Nothing: exact residuals are there already."""
+    def approximate(self, rows: np.ndarray) -> None: ...
 
     def solve(self, rows: np.ndarray) -> TextbookOracle:
-        """All items, whichever are asked for."""
         return self
 
-    def commit(self, working_set: TextbookOracle) -> None:
-        """Nothing: a pick is taken into account when it is made."""
+    def commit(self, working_set: TextbookOracle) -> None: ...
 
     def pick(self, j: int) -> None:
-        """Make item j a pick, and condition all residuals on it."""
         pivot = float(self._residuals[j])
         if pivot > self._kernel.floor:
             done = self._columns[: self._count]  # (t, N)

@@ -10,20 +10,13 @@ import numpy as np
 class WorkingSet:
     """Picks by incremental Cholesky columns inside a small block (Chen et al. 2018, arXiv 1709.05135).
 
-    Attributes:
-        rows: (p,) int64: the items.
-        residuals: (p,) float64: their conditional variances given all picks; 0 for a pick.
-        picked: Places in ``rows`` of the picks, in order.
-
-    Args:
-        rows: (p,) int64.
-        covariance: (p, p) float64: the items' covariance given the picks made before; kept, not changed.
+    Made of the items' covariance given the picks made before, (p, p) float64, which is kept and not changed.
     """
 
     def __init__(self, rows: np.ndarray, covariance: np.ndarray) -> None:
-        self.rows = rows
-        self.residuals = covariance.diagonal().clip(min=0.0)
-        self.picked: list[int] = []
+        self.rows = rows  # (p,) int64: the items
+        self.residuals = covariance.diagonal().clip(min=0.0)  # (p,) float64: given all picks; 0 for a pick
+        self.picked: list[int] = []  # places in rows, in order
         self._covariance = covariance
         self._columns = np.empty((len(rows), len(rows)))  # (p, p): row k is the Cholesky column of the k-th pick
 
@@ -49,13 +42,9 @@ class WorkingSet:
 
 
 class LazyWorkingSet(WorkingSet):
-    """A working set that computes covariances as picks need them, those of the best items together.
+    """A working set that computes covariances as picks need them, those of a block of the best items together.
 
-    Args:
-        rows: (p,) int64.
-        residuals: (p,) float64: the items' conditional variances given the picks made before.
-        covariances: The covariance of all items with some, given the picks made before: (k,) places -> (p, k) float64.
-        block: For how many items to compute them together.
+    ``covariances`` are those of all items with some, given the picks made before: (k,) places -> (p, k) float64.
     """
 
     def __init__(

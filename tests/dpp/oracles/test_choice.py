@@ -34,7 +34,7 @@ def test_each_can_be_made(name: OracleName) -> None:
     assert (oracle.bounds == 1.1).all()
 
 
-def test_what_cannot_run_is_refused_in_words() -> None:
+def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(UserError, match="no oracle 'lazy': use one of auto, textbook"):
         choose_oracle("lazy", Kernel(), 10, 3, 2)  # type: ignore[arg-type]
     for kernel in (Kernel("rbf"), Kernel("cosine", ridge=0.0), Kernel("cosine", ridge=1e-5)):

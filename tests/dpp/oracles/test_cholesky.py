@@ -6,8 +6,7 @@ import torch
 
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.oracles import cholesky as cholesky_pool
-from raydpp.dpp.oracles import factor
+from raydpp.dpp.oracles import cholesky, factor
 from raydpp.dpp.oracles.bounds import Exact
 from raydpp.dpp.oracles.cholesky import CholeskyOracle
 
@@ -27,7 +26,7 @@ def residuals(matrix: np.ndarray, picks: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("width", [256, 4])
 def test_bounds_hold_and_those_of_the_pool_are_near(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor, "WIDTH", width)
-    monkeypatch.setattr(cholesky_pool, "WIDTH", width)
+    monkeypatch.setattr(cholesky, "WIDTH", width)
     rows, kernel = UnitRows(sphere(60, 9)), Kernel("rbf", 0.7)
     matrix = kernel.matrix(rows.take()).numpy()
     for storage, near in ((torch.float32, 3e-6), (torch.float64, 1e-12)):
@@ -57,9 +56,9 @@ def test_bounds_hold_and_those_of_the_pool_are_near(width: int, monkeypatch: pyt
         assert (oracle.bounds[picks] == 0).all()
 
 
-def test_an_item_sleeps_once_its_bound_is_low_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_item_stays_stale_once_its_bound_is_low_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor, "WIDTH", 4)
-    monkeypatch.setattr(cholesky_pool, "WIDTH", 4)
+    monkeypatch.setattr(cholesky, "WIDTH", 4)
     rows, kernel = UnitRows(sphere(300, 5)), Kernel("rbf", 0.7)
     oracle, picks = CholeskyOracle(rows, kernel, 20), np.arange(12)
     working_set = oracle.solve(picks)
@@ -70,16 +69,16 @@ def test_an_item_sleeps_once_its_bound_is_low_enough(monkeypatch: pytest.MonkeyP
     first = residuals(kernel.matrix(rows.take()).numpy(), list(range(4)))[items]
     lowest = np.full(len(items), np.median(first))
     oracle.refine(items, lowest)
-    asleep = items[first < lowest - 1e-5]
-    assert len(asleep) > 100
-    assert oracle.stale[asleep].all()
-    np.testing.assert_allclose(oracle.bounds[asleep], first[first < lowest - 1e-5], atol=3e-6)
+    low = items[first < lowest - 1e-5]
+    assert len(low) > 100
+    assert oracle.stale[low].all()
+    np.testing.assert_allclose(oracle.bounds[low], first[first < lowest - 1e-5], atol=3e-6)
     expected = residuals(kernel.matrix(rows.take()).numpy(), picks.tolist())
-    awake = np.flatnonzero(expected >= lowest[0] + 1e-5)
-    assert not oracle.stale[awake].any()
-    np.testing.assert_allclose(oracle.bounds[awake], expected[awake], atol=3e-6)
-    assert oracle.approximate(np.sort(np.append(awake, asleep[:1]))) is None
-    oracle.refine(items, np.zeros(len(items)))  # those that slept go on where they were
+    high = np.flatnonzero(expected >= lowest[0] + 1e-5)
+    assert not oracle.stale[high].any()
+    np.testing.assert_allclose(oracle.bounds[high], expected[high], atol=3e-6)
+    assert oracle.approximate(np.sort(np.append(high, low[:1]))) is None
+    oracle.refine(items, np.zeros(len(items)))  # those left stale go on where they were
     np.testing.assert_allclose(oracle.bounds[items], expected[items], atol=3e-6)
 
 
@@ -87,7 +86,7 @@ def test_an_item_sleeps_once_its_bound_is_low_enough(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("width", [256, 4])
 def test_picks_made_elsewhere_are_followed(ridge: float, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factor, "WIDTH", width)
-    monkeypatch.setattr(cholesky_pool, "WIDTH", width)
+    monkeypatch.setattr(cholesky, "WIDTH", width)
     x = sphere(80, 6)
     rows, others, kernel = UnitRows(x[:60]), UnitRows(x[60:]).take(), Kernel("rbf", 0.7, ridge)
     matrix = kernel.matrix(UnitRows(x).take()).numpy()
@@ -101,8 +100,8 @@ def test_picks_made_elsewhere_are_followed(ridge: float, width: int, monkeypatch
         ).sum(axis=0)
         expected[picks] = 0.0
         sent = np.array([turn, 40 + turn, turn + 20, 50 + turn])
-        told = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
-        oracle.append(told, Exact(sent, expected[sent], [0, 2]))
+        appended = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
+        oracle.append(appended, Exact(sent, expected[sent], [0, 2]))
         assert oracle.error < 1e-5  # a pick is no measure of it: its copy's residual is not 0
         np.testing.assert_array_equal(oracle.bounds[sent], expected[sent])
         assert not oracle.stale[sent].any()
@@ -115,7 +114,7 @@ def test_picks_made_elsewhere_are_followed(ridge: float, width: int, monkeypatch
     assert not oracle.stale[wanted].any()
 
 
-def test_what_elsewhere_turns_out_otherwise_raises_the_error() -> None:
+def test_a_difference_found_elsewhere_raises_the_error() -> None:
     rows, others, kernel = UnitRows(sphere(60, 6)), UnitRows(sphere(2, 6, 1)).take(), Kernel()
     oracle = CholeskyOracle(rows, kernel, 9)
     oracle.append(others[:1], Exact.empty())
@@ -127,7 +126,7 @@ def test_what_elsewhere_turns_out_otherwise_raises_the_error() -> None:
     assert oracle.error == pytest.approx(8e-3, rel=1e-2)
 
 
-def test_all_is_stored_anew_where_what_is_left_elsewhere_is_small_and_not_where_only_picks_are() -> None:
+def test_it_restarts_in_float64_where_what_is_left_elsewhere_is_small_and_not_where_only_picks_are() -> None:
     rows, other = UnitRows(sphere(60, 6)), UnitRows(sphere(2, 6, 1)).take()
     for picked, storage in (([0, 1], torch.float32), ([0], torch.float64)):
         oracle = CholeskyOracle(rows, Kernel(), 9)

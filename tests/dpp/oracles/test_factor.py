@@ -34,13 +34,13 @@ def grown(kernel: Kernel, rows: UnitRows, solved: list[tuple[list[int], list[int
     return factor, picks
 
 
-FRONTS = [([0, 5, 9, 11], [2, 0, 3]), ([5, 1, 2], [0]), ([1, 2, 3, 4, 12, 13], [1, 5, 0, 3, 2]), ([20, 21, 22], [0, 1])]
+SETS = [([0, 5, 9, 11], [2, 0, 3]), ([5, 1, 2], [0]), ([1, 2, 3, 4, 12, 13], [1, 5, 0, 3, 2]), ([20, 21, 22], [0, 1])]
 
 
 @pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
 def test_it_is_the_cholesky_factor_of_the_picks(kernel: Kernel, width: int) -> None:
     rows = UnitRows(sphere(30, 7))
-    factor, picks = grown(kernel, rows, FRONTS)
+    factor, picks = grown(kernel, rows, SETS)
     matrix = kernel.matrix(rows.take()).numpy()
     expected = np.linalg.cholesky(matrix[np.ix_(picks, picks)])
     t = len(picks)
@@ -52,9 +52,9 @@ def test_it_is_the_cholesky_factor_of_the_picks(kernel: Kernel, width: int) -> N
     assert torch.equal(factor.features, rows.take(torch.tensor(picks)))
 
 
-def test_a_front_holds_exact_covariances_whether_its_items_were_in_the_last_one_or_not(width: int) -> None:
+def test_a_working_set_holds_exact_covariances_whether_its_items_were_in_the_last_one_or_not(width: int) -> None:
     rows, kernel = UnitRows(sphere(30, 7)), Kernel()
-    factor, picks = grown(kernel, rows, FRONTS)
+    factor, picks = grown(kernel, rows, SETS)
     matrix = kernel.matrix(rows.take()).numpy()
     items = np.array([22, 7, 28, 12, 6])
     known = matrix[picks][:, items]
@@ -68,7 +68,7 @@ def test_a_front_holds_exact_covariances_whether_its_items_were_in_the_last_one_
 
 @pytest.mark.parametrize("rows", [2, 50])
 def test_solve_is_the_same_for_few_rows_and_for_many(rows: int, width: int) -> None:
-    factor, picks = grown(Kernel(), UnitRows(sphere(30, 7)), FRONTS)
+    factor, picks = grown(Kernel(), UnitRows(sphere(30, 7)), SETS)
     lower = np.linalg.cholesky(Kernel().matrix(factor.features).numpy())
     for start, stop in ((0, 4), (1, 3), (4, 8), (5, len(picks))):
         right = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, stop - start)))
@@ -79,7 +79,7 @@ def test_solve_is_the_same_for_few_rows_and_for_many(rows: int, width: int) -> N
 
 
 @pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
-def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_fronts(
+def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_working_sets(
     kernel: Kernel, width: int
 ) -> None:
     x, others = sphere(30, 7), torch.from_numpy(sphere(19, 7, 4))
@@ -111,7 +111,7 @@ def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_f
     np.testing.assert_allclose(factor.solve(np.arange(2, 8)).residuals[~same], exact[~same], atol=1e-12)
 
 
-def test_a_front_may_be_empty_and_more_rows_may_come_behind() -> None:
+def test_a_working_set_may_be_empty_and_more_rows_may_come_behind() -> None:
     x, kernel = sphere(30, 7), Kernel()
     factor = Factor(UnitRows(x[:10]), kernel, 20)
     working_set = factor.solve(np.array([2, 4]))

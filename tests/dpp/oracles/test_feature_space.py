@@ -78,8 +78,8 @@ def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
         ).sum(axis=0)
         expected[picks] = 0.0
         sent = np.array([turn, 40 + turn, turn + 20, 50 + turn])
-        told = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
-        oracle.append(told, Exact(sent, expected[sent], [0, 2]))
+        appended = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
+        oracle.append(appended, Exact(sent, expected[sent], [0, 2]))
         assert oracle.error < 1e-5  # a pick is no measure of it: its copy's residual is not 0
         np.testing.assert_array_equal(oracle.bounds[sent], expected[sent])
         assert not oracle.stale[sent].any()
@@ -92,7 +92,7 @@ def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
     assert not oracle.stale[wanted].any()
 
 
-def test_what_elsewhere_turns_out_otherwise_raises_the_error() -> None:
+def test_a_difference_found_elsewhere_raises_the_error() -> None:
     rows, others, kernel = UnitRows(sphere(60, 6)), UnitRows(sphere(2, 6, 1)).take(), Kernel("cosine")
     oracle = FeatureSpaceOracle(rows, kernel, 40)
     oracle.append(others[:1], Exact.empty())
@@ -116,7 +116,7 @@ X, OTHERS = sphere(40, 6), sphere(25, 6, 3)
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 2.0])
-def test_a_front_is_the_covariance_given_the_picks_of_fronts_and_others(ridge: float) -> None:
+def test_a_working_set_is_the_covariance_given_the_picks_of_working_sets_and_others(ridge: float) -> None:
     kernel = Kernel("cosine", ridge=ridge)
     posterior = Posterior(UnitRows(X), kernel)
     picks = np.empty((0, 6))
@@ -150,7 +150,7 @@ def test_nothing_picked_or_appended_changes_nothing() -> None:
     assert torch.equal(posterior.covariance, torch.eye(6, dtype=torch.float64))
 
 
-def test_it_is_factored_anew_from_the_picks_themselves() -> None:
+def test_it_is_refactored_from_the_picks_themselves() -> None:
     posterior = Posterior(UnitRows(X), Kernel("cosine", ridge=0.5))
     posterior.append(torch.from_numpy(OTHERS))
     expected = np.linalg.inv(np.eye(6) + OTHERS.T @ OTHERS / 0.5)

@@ -5,7 +5,7 @@ import numpy as np
 from raydpp.dpp.oracles.working_set import LazyWorkingSet, WorkingSet
 
 
-def test_a_front_is_conditioned_on_its_picks() -> None:
+def test_a_working_set_is_conditioned_on_its_picks() -> None:
     root = np.random.default_rng(0).standard_normal((9, 12))
     covariance = root @ root.T / 12
     before = covariance.copy()
@@ -32,7 +32,7 @@ def test_residuals_are_never_negative() -> None:
     assert working_set.residuals.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_a_lazy_front_asks_only_for_the_covariances_that_picks_need() -> None:
+def test_a_lazy_working_set_asks_only_for_the_covariances_that_picks_need() -> None:
     root = np.random.default_rng(0).standard_normal((9, 12))
     covariance = root @ root.T / 12
     asked: list[int] = []
