@@ -1,61 +1,71 @@
 """The raydpp command, and what the scripts under jobs/ share with it: typed functions become commands.
 
-Options come from the functions' signatures, their help from the docstrings. Each also comes from a YAML or JSON file
-(``--config``), a finished run's ``run.json`` among them.
+Options come from the functions' signatures, their help and its groups from the docstrings. Each also comes from a YAML
+or JSON file (``--config``), a finished run's ``run.json`` among them. Only the command that is asked for is imported.
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
+import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import docstring_parser
 import jsonargparse
 import yaml
-from rich.console import Console
 
-from raydpp.demo import demo
 from raydpp.errors import UserError
-from raydpp.extract.stage import extract
-from raydpp.ingest.stage import ingest
-from raydpp.measure.stage import measure, terminal_table
-from raydpp.runs import INTERRUPTED, Outcome
-from raydpp.select.compare import comparison_table
-from raydpp.select.cut import cut
-from raydpp.select.stage import select
 
-STAGES: tuple[Callable[..., Outcome], ...] = (ingest, extract, select, cut, measure, demo)
+if TYPE_CHECKING:
+    from raydpp.runs import RunResult
+
+    Stage = Callable[..., RunResult]
+
+COMMANDS = {
+    "ingest": ("raydpp.ingest.stage", "raw files of any schema -> a corpus of conversations"),
+    "extract": ("raydpp.extract.stage", "a corpus -> a point for each conversation, its projected LoRA gradient"),
+    "select": ("raydpp.select.stage", "a table of gradients -> the subset worth training on (greedy MAP of a DPP)"),
+    "cut": ("raydpp.select.cut", "a selection -> the selection for a smaller budget, without a new search"),
+    "measure": ("raydpp.measure.stage", "tables of gradients, selections -> how diverse they are, and a report"),
+    "demo": ("raydpp.demo", "all of these on real conversations and a real model, offline, in a few minutes"),
+}
+"""By name: the module that has a function of that name, and a line of help."""
+
 _POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The ``raydpp`` command. Returns 0, or 2 for a mistake of the user's."""
-    parser = jsonargparse.ArgumentParser(
-        prog="raydpp",
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        "raydpp",
+        usage="%(prog)s COMMAND [options]",
         description="How diverse is an instruction dataset, and which subset of it is worth training on. The road:"
         " ingest, extract, select, measure. Start with: raydpp demo",
-        formatter_class=_HelpFormatter,
-        parser_mode="raydpp",
+        epilog="raydpp COMMAND --help lists the options of a command.",
     )
-    commands = parser.add_subcommands(required=True, dest="stage")
-    for stage in STAGES:
-        commands.add_subcommand(stage.__name__, stage_parser(stage), help=_documented(stage).short_description)
-    parsed = parser.parse_args(arguments)
-    name = parsed.stage
-    return run(next(stage for stage in STAGES if stage.__name__ == name), parsed[name])
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name", required=True)
+    for name, (_, line) in COMMANDS.items():
+        commands.add_parser(name, help=line)
+    name = parser.parse_args(arguments[:1]).name  # the options are for the parser of that command alone
+    stage = find_stage(name)
+    return run(stage, stage_parser(stage, f"raydpp {name}").parse_args(arguments[1:]))
 
 
-def run_job(stage: Callable[..., Outcome], arguments: Sequence[str] | None = None) -> int:
+def run_job(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """One stage as a script of its own, for ``ray job submit``. Returns 0, or 2 for a mistake of the user's."""
     return run(stage, stage_parser(stage).parse_args(arguments))
 
 
-def run(stage: Callable[..., Outcome], options: jsonargparse.Namespace) -> int:
-    """Call a stage with parsed options; print its line, or the user's mistake in words."""
+def run(stage: Stage, options: jsonargparse.Namespace) -> int:
+    """Call a stage with parsed options; print what it found, or one line that says what is wrong."""
+    from raydpp.runs import INTERRUPTED
+
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("raydpp").setLevel(logging.INFO)
     given = {name: value for name, value in vars(options).items() if name != "config"}
@@ -65,13 +75,14 @@ def run(stage: Callable[..., Outcome], options: jsonargparse.Namespace) -> int:
         print(f"raydpp {stage.__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"raydpp {stage.__name__}: interrupted; the same command again goes on", file=sys.stderr)
+        print(f"raydpp {stage.__name__}: interrupted; the same command again resumes", file=sys.stderr)
         return 130
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if "results" in outcome.record:
-        console.print(terminal_table(outcome.record["results"]))
-    if "comparison" in outcome.record:
-        console.print(comparison_table(outcome.record["comparison"]))
+    if outcome.tables:
+        from rich.console import Console
+
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        for table in outcome.tables:
+            console.print(table)
     for path in outcome.record.get("paths", ()):
         print(path)
     print(outcome.summary)
@@ -80,13 +91,22 @@ def run(stage: Callable[..., Outcome], options: jsonargparse.Namespace) -> int:
     return 130 if outcome.record.get("status") == INTERRUPTED else 0
 
 
-def stage_parser(stage: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
-    """A parser with one option for each parameter of a stage's function."""
-    documented = _documented(stage)
-    helps = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in documented.params}
-    hints = typing.get_type_hints(stage)
-    parser = jsonargparse.ArgumentParser(
-        description=f"{documented.short_description}\n\n{documented.long_description or ''}",
+def find_stage(name: str) -> Stage:
+    """The function behind a command."""
+    stage: Stage = getattr(import_module(COMMANDS[name][0]), name)
+    return stage
+
+
+def stage_parser(stage: Stage, prog: str | None = None) -> jsonargparse.ArgumentParser:
+    """A parser with one option for each parameter of a stage's function, in the groups of its docstring."""
+    description, groups = parse_docstring(stage.__doc__ or "")
+    parameters = inspect.signature(stage).parameters
+    required = [name for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty]
+    shown = [name.upper() if name in _POSITIONAL else f"{_flag(name)} {name.upper()}" for name in required]
+    parser = _Parser(
+        prog,
+        usage=f"%(prog)s {' '.join(shown)} [options]",
+        description=description,
         formatter_class=_HelpFormatter,
         parser_mode="raydpp",
     )
@@ -95,21 +115,34 @@ def stage_parser(stage: Callable[..., Outcome]) -> jsonargparse.ArgumentParser:
         action=jsonargparse.ActionConfigFile,
         help="YAML or JSON file with options by name, or the run.json of a run to repeat; options given here win.",
     )
-    for name, parameter in inspect.signature(stage).parameters.items():
-        kind, several = _item_type(hints[name])
-        settings: dict[str, Any] = {"type": kind, "help": helps[name]}
-        if kind is bool:  # --name and --no-name
-            settings = {"action": jsonargparse.ActionYesNo(no_prefix="no-"), "help": helps[name]}
-        required = parameter.default is inspect.Parameter.empty
-        if several:
-            settings["nargs"] = "+"
-        if name in _POSITIONAL and required:
-            parser.add_argument(name, **settings)
-        elif required:
-            parser.add_argument(_flag(name), required=True, **settings)
-        else:
-            parser.add_argument(_flag(name), default=parameter.default, **settings)
+    hints = typing.get_type_hints(stage)
+    parser.kinds = {name: _item_type(hints[name])[0] for name in parameters}
+    for title, helps in groups.items():
+        group: Any = parser if title == "Args" else parser.add_argument_group(title)
+        for name, text in helps.items():
+            kind, several = _item_type(hints[name])
+            settings: dict[str, Any] = {"type": kind, "help": text}
+            if kind is bool:  # --name and --no-name
+                settings = {"action": jsonargparse.ActionYesNo(no_prefix="no-"), "help": text}
+            if several:
+                settings["nargs"] = "+"
+            if name in required and name in _POSITIONAL:
+                group.add_argument(name, **settings)
+            elif name in required:
+                group.add_argument(_flag(name), required=True, **settings)
+            else:
+                group.add_argument(_flag(name), default=parameters[name].default, **settings)
     return parser
+
+
+def parse_docstring(text: str) -> tuple[str, dict[str, dict[str, str]]]:
+    """The description of a Google-style docstring, and by heading (``Args``, or a group's title): parameter -> help."""
+    description, *sections = re.split(r"^(\S.*):\n(?= {4})", inspect.cleandoc(text), flags=re.MULTILINE)
+    groups = {}
+    for title, body in zip(sections[::2], sections[1::2], strict=True):
+        found = re.findall(r"^ {4}(\w+): (.*(?:\n {5,}.*)*)", body, flags=re.MULTILINE)
+        groups[title] = {name: " ".join(words.split()) for name, words in found}
+    return description, groups
 
 
 def _item_type(hint: Any) -> tuple[Any, bool]:
@@ -120,12 +153,31 @@ def _item_type(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def _described(kind: Any) -> str:
+    """A type for people: Literal["a", "b"] -> one of a, b; int | float | None -> a number."""
+    choices = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(choices)}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return [name for one, name in names.items() if one in (kind, *choices)][-1]
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _documented(stage: Callable[..., Any]) -> docstring_parser.Docstring:
-    return docstring_parser.parse(stage.__doc__ or "", docstring_parser.DocstringStyle.GOOGLE)
+class _Parser(jsonargparse.ArgumentParser):
+    """Says what is wrong with an option in one sentence, as stages do; ``kinds`` are the options' types."""
+
+    kinds: Mapping[str, Any]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if found := re.match(r'Parser key "(\w+)"[^:]*:\s*(.*)', message, re.DOTALL):
+            name, detail = found.groups()
+            _, wrong_type, value = detail.rpartition("alue: ")
+            message = f"{_flag(name)} {value}: give {_described(self.kinds[name])}" if wrong_type else detail
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):

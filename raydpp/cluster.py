@@ -1,4 +1,4 @@
-"""Ray, and the decision what one actor gets of it."""
+"""Where a stage's tasks and actors run: in this process, or on a Ray cluster and how much of it."""
 
 from __future__ import annotations
 
@@ -7,31 +7,26 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from raydpp.errors import UserError
+from raydpp.progress import BarCounter, RemoteCounter, watch
 from raydpp.storage import is_relative
 
 
 @dataclass(frozen=True)
 class ActorPlan:
-    """How a stage's model actors are placed.
-
-    Attributes:
-        gpus: GPUs of one actor (0 on a cluster without).
-        cpus: Logical CPUs of one actor.
-        least: Actors that must be there at the start.
-        most: Actors the pool may grow to.
-        threads: CPU threads the model may use in one actor.
-    """
+    """How a stage's model actors are placed: what each has of the cluster, and how many there are."""
 
     gpus: float
-    cpus: float
-    least: int
-    most: int
-    threads: int
+    cpus: float  # logical
+    least: int  # must be there at the start
+    most: int  # the pool may grow to
+    threads: int  # of the CPU, for the model of one actor
 
     def __str__(self) -> str:
         count = str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
@@ -89,37 +84,156 @@ def plan_actors(
 def cluster_plan(gpus_per_actor: float | None, actors: int | None) -> ActorPlan:
     """``plan_actors`` for the cluster this process is connected to."""
     import ray
-    from ray._private.state import state
 
-    now = ray.cluster_resources()
-    possible = state.get_max_resources_from_cluster_config() or {}
-    nodes = sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU"))
-    return plan_actors(now, possible, nodes, gpus_per_actor, actors)
+    return plan_actors(ray.cluster_resources(), growth(), OnRay("extract").nodes, gpus_per_actor, actors)
 
 
-def threads_of_a_node() -> int:
-    """How many CPUs the largest node of the cluster has."""
-    import ray
+class Here:
+    """Tasks in this process: each runs as it is submitted, and its reference is its result. Needs no Ray."""
 
-    return max([1, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"])])
+    on_ray = False
+
+    @property
+    def cpus(self) -> int:
+        return os.cpu_count() or 1
+
+    @property
+    def nodes(self) -> int:
+        return 1
+
+    @property
+    def threads(self) -> int:
+        """Threads that a task alone on its node may use."""
+        return self.cpus
+
+    def counter(self, bar: Any) -> Any:
+        """What tasks report their steps to; it moves the bar."""
+        return BarCounter(bar)
+
+    def put(self, value: Any) -> Any:
+        """A reference to a value, to hand to many tasks."""
+        return value
+
+    def get(self, references: Any) -> Any:
+        """The value behind a reference, or those behind a list of them."""
+        return references
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, memory: int = 0, returns: int = 1) -> Any:
+        """Run ``function(*arguments)``, references among them as values; a reference to what it returns.
+
+        ``memory`` is what it needs at its peak, in bytes. With ``returns`` each member of the tuple that it returns
+        has a reference of its own.
+        """
+        return function(*arguments)
+
+    def wait(self, references: Sequence[Any], counter: Any, bar: Any, stoppable: bool = False) -> None:
+        """Wait for tasks. See ``progress.watch``."""
+
+    def as_completed(self, references: Sequence[Any]) -> Iterator[Any]:
+        """What tasks return, in the order in which they end."""
+        yield from references
 
 
-def memory_for(need: int, what: str) -> int:
+class OnRay(Here):
+    """Tasks on the cluster that this process is connected to."""
+
+    on_ray = True
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    @property
+    def cpus(self) -> int:
+        import ray
+
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    @property
+    def nodes(self) -> int:
+        return sum(1 for node in alive_nodes() if node["Resources"].get("CPU"))
+
+    @property
+    def threads(self) -> int:
+        return max(1, *(int(node["Resources"].get("CPU", 1)) for node in alive_nodes()), 1)
+
+    def counter(self, bar: Any) -> Any:
+        return RemoteCounter()
+
+    def put(self, value: Any) -> Any:
+        import ray
+
+        return ray.put(value)
+
+    def get(self, references: Any) -> Any:
+        import ray
+
+        return ray.get(references)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, memory: int = 0, returns: int = 1) -> Any:
+        """As in this process, with the memory that ``memory_for`` allows; an OSError is tried again."""
+        import ray
+
+        wanted = memory_for(memory, self._stage) if memory else None
+        task: Any = ray.remote(function).options(
+            max_retries=3, retry_exceptions=[OSError], memory=wanted, num_returns=returns
+        )
+        return task.remote(*arguments)
+
+    def wait(self, references: Sequence[Any], counter: Any, bar: Any, stoppable: bool = False) -> None:
+        watch(references, counter, bar, stoppable)
+
+    def as_completed(self, references: Sequence[Any]) -> Iterator[Any]:
+        import ray
+
+        waiting = list(references)
+        while waiting:
+            finished, waiting = ray.wait(waiting)
+            yield from ray.get(finished)
+
+
+def tasks_for(stage: str, address: str | None, paths: Sequence[str], alone: bool) -> Here:
+    """Where a stage's tasks run: here, if one process can do it (``alone``) and no cluster is named, else on Ray.
+
+    RAY_ADDRESS names a cluster too; ``paths`` are the user's, as they were given. See ``connect``.
+    """
+    if alone and not (address or os.environ.get("RAY_ADDRESS")):
+        return Here()
+    connect(address, paths)
+    return OnRay(stage)
+
+
+def memory_for(needed: int, what: str) -> int:
     """Bytes of memory to ask Ray for, so that it puts no more on a node than fits.
 
     Raises:
         UserError: No node has as much, and the cluster does not grow: the task would wait for ever.
     """
+    most = max((node["Resources"].get("memory", 0.0) for node in alive_nodes()), default=0.0)
+    if needed > most and not growth():
+        raise UserError(
+            f"{what}: one task needs about {needed / 1e9:.1f} GB of memory, and the largest node has"
+            f" {most / 1e9:.1f} GB for tasks: use more --partitions, a smaller --size, or larger nodes"
+        )
+    return needed
+
+
+def value_of(reference: Any) -> Any:
+    """Inside a task: the value behind a reference, or a value as it is."""
+    ray = sys.modules.get("ray")
+    return ray.get(reference) if ray is not None and isinstance(reference, ray.ObjectRef) else reference
+
+
+def alive_nodes() -> list[dict[str, Any]]:
     import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def growth() -> Mapping[str, float]:
+    """What the cluster can grow to; empty where it does not grow."""
     from ray._private.state import state
 
-    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-    if need > most and not state.get_max_resources_from_cluster_config():
-        raise UserError(
-            f"{what}: one task needs about {need / 1e9:.1f} GB of memory, and the largest node has {most / 1e9:.1f} GB"
-            " for tasks: use more --partitions, a smaller --size, or larger nodes"
-        )
-    return need
+    return state.get_max_resources_from_cluster_config() or {}
 
 
 def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
@@ -134,6 +248,8 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray makes a token for a cluster of its own and warns about it; nobody has to do anything.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     import ray
 
     if not ray.is_initialized():
@@ -150,7 +266,7 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
         except OSError as error:
             raise UserError(f"no Ray cluster answers at {target}: {error}") from error
     relative = [path for path in paths if is_relative(path)]
-    if relative and sum(node["Alive"] for node in ray.nodes()) > 1:
+    if relative and len(alive_nodes()) > 1:
         raise UserError(
             f"{relative[0]} is a relative path, and the cluster has several nodes: give a URL such as s3://bucket/...,"
             " or the absolute path of storage that all nodes share"
@@ -164,13 +280,14 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
 
 
 @contextmanager
-def explain() -> Iterator[None]:
+def unwrap_task_errors() -> Iterator[None]:
     """Turn what a Ray task raised into what it means: a user's mistake stays one, wherever it was found."""
-    import ray
-
     try:
         yield
-    except (ray.exceptions.RayError, SystemError) as error:
+    except Exception as error:
+        ray = sys.modules.get("ray")
+        if ray is None or not isinstance(error, (ray.exceptions.RayError, SystemError)):
+            raise
         seen: BaseException | None = error
         while seen is not None:
             inner = getattr(seen, "cause", None)  # first: a task's error has its class too, and a traceback

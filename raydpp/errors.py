@@ -1,4 +1,4 @@
-"""The errors that a user can mend, told apart from the project's own faults."""
+"""The errors that a user can mend, apart from the project's own faults."""
 
 from __future__ import annotations
 

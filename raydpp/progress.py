@@ -12,72 +12,107 @@ from tqdm import tqdm
 
 
 def progress_bar(stage: str, total: int | None, unit: str) -> Any:
-    """A bar on a terminal; off a terminal (a job's log, a file) it moves every ten seconds at the most."""
-    off_terminal = not sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        desc=stage,
-        unit=f" {unit}",
-        dynamic_ncols=True,
-        mininterval=10 if off_terminal else 0.2,
-        ascii=True if off_terminal else None,
-    )
+    """A bar on a terminal; off a terminal (a job's log, a file) a line every ten seconds at the most."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2)
+    return tqdm(total=total, desc=stage, unit=f" {unit}", file=_Lines(), mininterval=10, ascii=True, ncols=100)
+
+
+class _Lines:
+    """Standard error, where each state of a bar is a line of its own: a log has no carriage return."""
+
+    def write(self, text: str) -> None:
+        if state := text.strip():
+            sys.stderr.write(state + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+class BarCounter:
+    """Moves a bar as a task in this process reports its steps."""
+
+    def __init__(self, bar: Any) -> None:
+        self._bar = bar
+
+    def add(self, steps: int, gain: float) -> bool:
+        """Book steps and the last one's log gain; whether the task is to stop."""
+        _show_gain(self._bar, gain)
+        self._bar.update(steps)
+        return False
+
+
+class RemoteCounter:
+    """Adds up what tasks on the cluster report, and tells them when to stop; it travels with each."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=0)(Counter).remote()
+
+    def add(self, steps: int, gain: float) -> bool:
+        """Book steps and the last one's log gain; whether the task is to stop."""
+        import ray
+
+        return bool(ray.get(self._actor.add.remote(steps, gain)))
+
+    def state(self) -> tuple[int, float]:
+        """All steps, and the last log gain."""
+        import ray
+
+        found: tuple[int, float] = ray.get(self._actor.state.remote())
+        return found
+
+    def stop(self) -> None:
+        """Have every task stop at its next report."""
+        import ray
+
+        ray.get(self._actor.stop.remote())
 
 
 class Counter:
-    """An actor that adds up what the tasks of a stage report, and tells them when to stop."""
+    """The actor behind a ``RemoteCounter``."""
 
     def __init__(self) -> None:
-        self._done = 0
-        self._gain = math.nan
-        self._stopped = False
+        self._steps, self._gain, self._stopped = 0, math.nan, False
 
     def add(self, steps: int, gain: float = math.nan) -> bool:
-        """Book steps and the last one's log gain; whether the task is to stop."""
-        self._done += steps
+        self._steps += steps
         self._gain = gain
         return self._stopped
 
-    def done(self) -> int:
-        return self._done
-
-    def gain(self) -> float:
-        return self._gain
+    def state(self) -> tuple[int, float]:
+        return self._steps, self._gain
 
     def stop(self) -> None:
         self._stopped = True
 
 
 def reporter(counter: Any, every: float = 0.5) -> Callable[[int, float], None]:
-    """A callback for a search inside a task: tells the counter now and then how far it has come.
+    """A callback for a search inside a task: reports to the counter now and then how far it has come.
 
-    Raises KeyboardInterrupt in the task where the counter was told to stop.
+    Raises KeyboardInterrupt in the task where the counter says that it is to stop.
     """
-    import ray
-
-    told, when = 0, time.monotonic()
+    sent, when = 0, time.monotonic()
 
     def report(steps: int, gain: float) -> None:
-        nonlocal told, when
+        nonlocal sent, when
         if time.monotonic() - when >= every:
-            if ray.get(counter.add.remote(steps - told, gain)):
+            if counter.add(steps - sent, gain):
                 raise KeyboardInterrupt
-            told, when = steps, time.monotonic()
+            sent, when = steps, time.monotonic()
 
     return report
 
 
-def watch(references: Sequence[Any], counter: Any, bar: Any, stoppable: bool = False) -> bool:
+def watch(references: Sequence[Any], counter: RemoteCounter, bar: Any, stoppable: bool = False) -> None:
     """Wait for tasks, moving the bar as they report; raises what the first failing one raised.
 
     Args:
         references: The tasks.
-        counter: The actor they report to.
+        counter: What they report to.
         bar: What to move.
         stoppable: Whether Ctrl-C ends the tasks with what they have, rather than this wait with a KeyboardInterrupt.
-
-    Returns:
-        Whether they were stopped.
     """
     import ray
 
@@ -86,17 +121,20 @@ def watch(references: Sequence[Any], counter: Any, bar: Any, stoppable: bool = F
         try:
             finished, waiting = ray.wait(waiting, timeout=0.3)
             ray.get(finished)  # raises early; a finished task's result stays in the object store
-            done = ray.get(counter.done.remote())
-            bar.n = done if bar.total is None else min(done, bar.total)
-            gain = ray.get(counter.gain.remote())
-            notes = {"tasks": f"{len(references) - len(waiting)}/{len(references)}"} if len(references) > 1 else {}
-            if not math.isnan(gain):
-                notes["log_gain"] = f"{gain:.3f}"
-            bar.set_postfix(notes, refresh=False)
+            steps, gain = counter.state()
+            bar.n = steps if bar.total is None else min(steps, bar.total)
+            if len(references) > 1:
+                bar.set_postfix(tasks=f"{len(references) - len(waiting)}/{len(references)}", refresh=False)
+            else:
+                _show_gain(bar, gain)
             bar.update(0)
         except KeyboardInterrupt:
             if not stoppable or stopped:
                 raise
             stopped = True
-            ray.get(counter.stop.remote())
-    return stopped
+            counter.stop()
+
+
+def _show_gain(bar: Any, gain: float) -> None:
+    if not math.isnan(gain):
+        bar.set_postfix(log_gain=f"{gain:.3f}", refresh=False)

@@ -2,7 +2,7 @@
 
 ``run.json`` holds the configuration that replays the run (``raydpp STAGE --config OUT/run.json --out NEW``), versions,
 counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished. Where it did
-not, most stages start anew; one whose work is dear goes on (``resume``).
+not, most stages begin again; one whose work is expensive resumes (``resume``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpp.errors import UserError
+from raydpp.report.table import Table
 from raydpp.storage import Folder, last_name
 
 SUCCESS = "_SUCCESS"
@@ -30,7 +31,7 @@ _PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a stage left behind.
 
     Attributes:
@@ -45,6 +46,11 @@ class Outcome:
     summary: str
     repeated: bool = False
 
+    @property
+    def tables(self) -> list[Table]:
+        """What the stage found, to be shown to people."""
+        return [Table(**table) for table in self.record.get("tables", ())]
+
 
 @dataclass
 class Run:
@@ -52,11 +58,11 @@ class Run:
 
     out: Folder
     record: dict[str, Any]
-    done: Outcome | None = None
+    done: RunResult | None = None
     old: dict[str, Any] | None = None
     _started: float = field(default_factory=time.perf_counter)
 
-    def finish(self, summary: str, **facts: Any) -> Outcome:
+    def finish(self, summary: str, **facts: Any) -> RunResult:
         """Write the record with these facts, then the success marker."""
         self.record |= {
             "status": "finished",
@@ -67,52 +73,40 @@ class Run:
         }
         self.out.write_json(RECORD, self.record)
         self.out.write_text(SUCCESS, "")
-        return Outcome(self.out.url, self.record, summary)
+        return RunResult(self.out.url, self.record, summary)
 
     def claim(self, fingerprint: Mapping[str, Any]) -> int:
-        """Take over a folder that ``resume`` began, once it is known what this run's numbers depend on.
+        """Take over a folder that ``resume`` began, once the fingerprint is known; returns the number of this attempt.
 
-        Whoever was at work on it before finds another attempt in run.json, and must write no more.
-
-        Returns:
-            The number of this attempt, from 1.
-
-        Raises:
-            UserError: What is there was made with another fingerprint; the message names the field that differs.
+        Whoever was at work on it before finds another attempt in run.json, and must write no more. UserError where what
+        is there has another fingerprint.
         """
         before = (self.old or {}).get("fingerprint")
         self.record["fingerprint"] = json.loads(json.dumps(fingerprint))
         if before is not None and (difference := first_difference(before, self.record["fingerprint"])):
             name, old, new = difference
-            raise UserError(
-                f"--out {self.out} holds another run: its {name} was {old!r} and now is {new!r}. Name another folder,"
-                " or delete this one"
-            )
+            raise _another_run(self.out, f"its {name} was {old!r} and now is {new!r}")
         attempt = int((self.old or {}).get("attempt", 0)) + 1
         self.record["attempt"] = attempt
         self.out.write_json(RECORD, self.record)
         self.out.delete(SUCCESS)  # finished once, but its input has grown
         return attempt
 
-    def interrupt(self, summary: str, **facts: Any) -> Outcome:
+    def interrupt(self, summary: str, **facts: Any) -> RunResult:
         """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
         self.record |= {"status": INTERRUPTED, "summary": summary, **facts}
         self.out.write_json(RECORD, self.record)
-        return Outcome(self.out.url, self.record, summary)
+        return RunResult(self.out.url, self.record, summary)
 
 
 def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bool = False) -> Run:
-    """Claim the output folder for this run.
+    """Claim the output folder for this run; ``done`` is set where the same configuration and inputs have finished.
 
     Args:
         stage: The stage's name.
         config: Every argument it was called with, ``out`` among them.
         inputs: What identifies the data it reads (strict JSON): the same values, the same data.
-        keep: Whether what an unfinished run of the same configuration left is kept, because it is made of runs of its
-            own, rather than cleared.
-
-    Returns:
-        A run whose ``done`` is set where an earlier one with the same configuration and inputs has finished.
+        keep: Whether what an unfinished run of the same configuration left is kept rather than cleared.
 
     Raises:
         UserError: The folder exists and is not this run's; the message names what differs.
@@ -128,7 +122,7 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
             raise UserError(f"--out {out} exists and is not a raydpp run: name another folder")
         untouched = names == [RECORD]  # a mistake was found before any work was done: nothing is lost
         if not untouched and (difference := _difference(old, record)):
-            raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+            raise _another_run(out, difference)
         if SUCCESS in names:
             return Run(out, old, _repeated(out, old))
         if not keep:
@@ -140,12 +134,8 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
 def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: Sequence[str] = ()) -> Run:
     """Like ``begin``, for a stage whose unfinished work is kept and whose input may grow; ``claim`` comes next.
 
-    A finished run of the same configuration and the same inputs is ``done``. Of other inputs it is taken up again: the
-    stage must make sure itself that what is there belongs to them.
-
-    Args:
-        stage, config, inputs: As for ``begin``.
-        free: Options that say where the inputs are, and so may differ.
+    With other inputs than a finished run had, the stage must make sure itself that what is there belongs to them.
+    ``free`` are options that say where the inputs are, and so may differ.
     """
     out = Folder.at(str(config["out"]))
     names = out.names() or []
@@ -158,14 +148,18 @@ def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: S
     here = {name: record["config"][name] for name in free}
     alike = {**old, "inputs": record["inputs"], "config": {**old["config"], **here}}
     if difference := _difference(alike, record):
-        raise UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+        raise _another_run(out, difference)
     if old["inputs"] == record["inputs"] and SUCCESS in names:
         return Run(out, old, _repeated(out, old))
     return Run(out, record, old=old)
 
 
-def _repeated(out: Folder, record: dict[str, Any]) -> Outcome:
-    return Outcome(out.url, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
+def _another_run(out: Folder, difference: str) -> UserError:
+    return UserError(f"--out {out} holds another run: {difference}. Name another folder, or delete this one")
+
+
+def _repeated(out: Folder, record: dict[str, Any]) -> RunResult:
+    return RunResult(out.url, record, f"{record['summary']} (done before, nothing to do)", repeated=True)
 
 
 def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) -> dict[str, Any]:
@@ -181,8 +175,8 @@ def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) ->
     return found
 
 
-def require(stages: Sequence[str], folder: Folder, interrupted: bool = False) -> dict[str, Any]:
-    """The record of a finished run of one of these stages; UserError in words where the folder is not one.
+def load_finished(stages: Sequence[str], folder: Folder, interrupted: bool = False) -> dict[str, Any]:
+    """The record of a finished run of one of these stages; UserError where the folder is not one.
 
     With ``interrupted`` also of one that Ctrl-C ended with a usable part of its output.
     """
@@ -234,7 +228,7 @@ def _read_record(folder: Folder) -> dict[str, Any] | None:
 
 
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first field, in words, in which two fingerprints differ, and its two values: ("projection seed", 0, 1)."""
+    """The first field in which two fingerprints differ, and its two values: ("projection seed", 0, 1)."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

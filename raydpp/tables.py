@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydpp import runs
+from raydpp.cluster import value_of
 from raydpp.errors import UserError
 from raydpp.storage import Folder, last_name
 
@@ -171,31 +172,18 @@ GRADIENTS = "gradients"
 
 @dataclass(frozen=True)
 class GradientTable:
-    """A table of features, unread.
+    """A table of features, unread."""
 
-    Attributes:
-        name: For people: the last part of its URL.
-        parts: Its files, with the number of rows in each that belong to it.
-        column: The column with the features.
-        dimension: D.
-        fingerprint: What its numbers depend on; None for a plain Parquet file.
-        corpus: The corpus it was made from; None if unknown.
-        identity: Strict JSON that changes when the table does.
-        source: Where set, only rows of this source belong to the table.
-        scores: A reference to a table of id and more columns, which rows are joined with as they are read.
-        scored: The names of these columns.
-    """
-
-    name: str
-    parts: tuple[Part, ...]
-    column: str
-    dimension: int
-    fingerprint: dict[str, Any] | None
-    corpus: str | None
-    identity: Any
-    source: str | None = None
-    scores: Any = None
-    scored: tuple[str, ...] = ()
+    name: str  # for people: the last part of its URL
+    parts: tuple[Part, ...]  # its files, with the number of rows in each that belong to it
+    column: str  # the one with the features
+    dimension: int  # D
+    fingerprint: dict[str, Any] | None  # what its numbers depend on; None for a plain Parquet file
+    corpus: str | None  # the one it was made from, if known
+    identity: Any  # strict JSON that changes when the table does
+    source: str | None = None  # where set, only rows of this source belong to the table
+    scores: Any = None  # a reference to a table of id and more columns, which rows are joined with as they are read
+    scored: tuple[str, ...] = ()  # the names of these columns
 
     @property
     def rows(self) -> int:
@@ -216,14 +204,12 @@ class GradientTable:
 
     def read_columns(self, parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
         """Some columns of some of its files; where scores are among them, without the rows that have none."""
-        import ray
-
         columns = list(dict.fromkeys(columns))
         joined = [name for name in columns if name in self.scored]
         if not joined:
             return read_columns(parts, columns)
         table = read_columns(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
-        scores = ray.get(self.scores)
+        scores = value_of(self.scores)
         ids = table["id"].cast(pa.string())
         scores = scores.filter(pc.is_in(scores["id"], ids))  # the ids here are few: only they are hashed
         places = pc.index_in(ids, scores["id"])
@@ -249,7 +235,7 @@ def open_table(url: str, column: str) -> GradientTable:
         identity: Any = [[str(part), part.rows] for part in parts]
     else:
         folder = Folder.at(url)
-        record = runs.require(("extract", "select", "cut"), folder)
+        record = runs.load_finished(("extract", "select", "cut"), folder)
         parts = parquet_parts(folder.below(GRADIENTS))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
         column = record.get("feature_column", column)

@@ -94,7 +94,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture(scope="session")
-def corpus(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An ingested corpus of 40 conversations from two sources."""
     from raydpp.ingest.stage import ingest
 
@@ -113,7 +113,7 @@ def corpus(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def table(corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def table(cluster: None, corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The gradient table of that corpus under the tiny model, 64 dimensions, in several files."""
     from raydpp.extract.stage import extract
 

@@ -7,31 +7,45 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import ray
 from ray import cloudpickle
 
+from raydpp.extract import isolation
 from raydpp.extract.isolation import Features
-from raydpp.extract.workers import FeatureActor, Work
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.extract.workers import ExtractJob, FeatureActor
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.select.shard_actors import _ShardActor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-def refusing(model: str, folder: Path, condition: str, words: str) -> str:
-    """A copy of a model whose chat template refuses ``messages`` of which the condition holds, in these words."""
+def refusing(model: str, folder: Path, condition: str, message: str) -> str:
+    """A copy of a model whose chat template refuses ``messages`` of which the condition holds, with a message."""
     folder.mkdir()
     for file in Path(model).iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     template = folder / "chat_template.jinja"
-    refusal = "{% if " + condition + " %}{{ raise_exception('" + words + "') }}{% endif %}"
+    refusal = "{% if " + condition + " %}{{ raise_exception('" + message + "') }}{% endif %}"
     template.write_text(refusal + template.read_text())
     return str(folder)
+
+
+class Fake:
+    """An extractor without a model: every example becomes the same unit vector."""
+
+    def __init__(self, dimension: int) -> None:
+        self._dimension = dimension
+
+    def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+        features = np.eye(1, self._dimension, dtype=np.float32).repeat(len(examples), 0)  # (n, D)
+        ones = np.ones(len(examples), np.float32)
+        return ExampleFeatures(features, ones, ones, None, [None] * len(examples), sum(len(e.ids) for e in examples))
 
 
 class Deadly:
@@ -47,42 +61,48 @@ class Deadly:
         return self._inner(examples)
 
 
-def on_cpu() -> type[FeatureActor]:
-    """A FeatureActor whose model is on the CPU, for a cluster that only claims to have GPUs."""
-
-    class OnCpu(FeatureActor):
-        def __init__(self, work: Work) -> None:
-            super().__init__(replace(work, plan=replace(work.plan, gpus=0.0)))
-
-    return OnCpu
-
-
-def faulty(log: Path, seconds: float = 0.0, dies_once: bool = False, deadly: int | None = None) -> type[FeatureActor]:
-    """A FeatureActor that notes the ids it begins with, takes its time, and dies.
+def faulty(
+    log: Path, deadly: int | None = None, dies_once: bool = False, gate: Path | None = None, free: int = 0
+) -> type[FeatureActor]:
+    """A FeatureActor with a Fake that notes the ids it begins with, dies, and stands still.
 
     Args:
         log: The file for the ids.
-        seconds: The time it takes for a unit.
-        dies_once: Whether the actor dies on the first unit.
         deadly: A token on which the model's process dies.
+        dies_once: Whether the actor dies on the first unit of all, before it does anything.
+        gate: A file; while there is none, an actor stops in the middle of the unit after the first ``free`` ones, and
+            notes its node and process in LOG.waiting.
     """
 
     class Faulty(FeatureActor):
+        def __init__(self, job: ExtractJob) -> None:
+            isolation._LIBRARIES[:] = ["raydpp.extract.isolation"]  # there is no model that would need the others
+            self._begun = 0
+            super().__init__(job)
+
         def loader(self) -> Any:
-            load = super().loader()
-            return load if deadly is None else lambda: Deadly(deadly, load())
+            fake = Fake(self._job.extractor.dimension)
+            return lambda: fake if deadly is None else Deadly(deadly, fake)
 
         def __call__(self, table: pa.Table) -> Any:
-            with log.open("a") as stream:
-                stream.write("".join(f"{identity}\n" for identity in table["id"].to_pylist()))
-            time.sleep(seconds)
+            append(log, table["id"].to_pylist())
             marker = log.with_suffix(".died")
             if dies_once and not marker.exists():
                 marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+            self._begun += 1
+            if gate is not None and self._begun > free:
+                append(log.with_suffix(".waiting"), [f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"])
+                while not gate.exists():
+                    time.sleep(0.02)
             return super().__call__(table)
 
     return Faulty
+
+
+def append(file: Path, lines: list[str]) -> None:
+    with file.open("a") as stream:
+        stream.write("".join(f"{line}\n" for line in lines))
 
 
 def faulty_shard(log: Path, seconds: float = 0.0, dies_in: int = 0, deaths: int = 0) -> type[_ShardActor]:
@@ -96,16 +116,14 @@ def faulty_shard(log: Path, seconds: float = 0.0, dies_in: int = 0, deaths: int 
     """
 
     class FaultyShard(_ShardActor):
-        def advance(self, setup: list[Any], news: Any, own: Any) -> Any:
-            import ray
-
+        def advance(self, setup: list[Any], update: Any, own: Any) -> Any:
             with log.open("a") as stream:
                 node = ray.get_runtime_context().get_node_id()
-                stream.write(f"{self._number} {news.number} {os.getpid()} {node}\n")
+                stream.write(f"{self._number} {update.number} {os.getpid()} {node}\n")
             time.sleep(seconds)
-            answer = super().advance(setup, news, own)
+            answer = super().advance(setup, update, own)
             for marker in (log.with_suffix(f".died{death}") for death in range(deaths)):
-                if news.number >= dies_in and not marker.exists():
+                if update.number >= dies_in and not marker.exists():
                     marker.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
             return answer

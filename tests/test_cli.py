@@ -1,23 +1,71 @@
 from __future__ import annotations
 
+import inspect
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from raydpp.cli import STAGES, main, run_job, stage_parser
+from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run_job, stage_parser
 from raydpp.ingest.stage import ingest
+from raydpp.select.partition_merge import OVERSAMPLE
+
+HEAVY = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "ray", "peft")
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
-def test_every_option_is_explained(stage: object, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = stage_parser(stage)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = find_stage(name)
+    parser = stage_parser(stage)
     undocumented = [action.dest for action in parser._actions if not action.help]
     assert not undocumented
+    _, groups = parse_docstring(stage.__doc__ or "")
+    explained = [option for helps in groups.values() for option in helps]
+    assert sorted(explained) == sorted(inspect.signature(stage).parameters)
     with pytest.raises(SystemExit) as ended:
-        main([stage.__name__, "--help"])  # type: ignore[attr-defined]
+        main([name, "--help"])
     assert ended.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_options_of_select_come_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["select", "--help"])
+    shown = capsys.readouterr().out
+    groups = {
+        "What to select by": "--kernel",
+        "Budget": "--tokens",
+        "Per source": "--min-per-source",
+        "Already owned": "--owned",
+        "Scale": "--partitions",
+        "Output": "--out",
+    }
+    places = [shown.index(text) for title, flag in groups.items() for text in (f"\n{title}:\n", f"\n  {flag} ")]
+    assert places == sorted(places)
+
+
+def test_a_docstring_has_a_description_and_groups_of_parameters() -> None:
+    text = """One line.
+
+    A paragraph: with a colon,
+    and another line.
+
+    Args:
+        a: First.
+
+    How much:
+        b_c: Second: such as 1:2,
+            over two lines.
+        d: Third.
+    """
+    description, groups = parse_docstring(text)
+    assert description == "One line.\n\nA paragraph: with a colon,\nand another line.\n\n"
+    assert groups == {
+        "Args": {"a": "First."},
+        "How much": {"b_c": "Second: such as 1:2, over two lines.", "d": "Third."},
+    }
 
 
 def test_flags_and_files_mean_the_same(tmp_path: Path) -> None:
@@ -50,3 +98,72 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         main(["select", "table", "--out", "x", "--size", "many"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--size", "many"], "--size many: give a number"),
+        (["--tokens", "1.5"], "--tokens 1.5: give a whole number"),
+        (["--kernel", "linear"], "--kernel linear: give one of rbf, cosine"),
+        (["--sise", "3"], "unrecognized arguments: --sise 3"),
+        (["--config", "nowhere.yaml"], "File does not exist"),
+    ],
+)
+def test_a_wrong_option_is_said_in_a_sentence(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "table", "--out", "x", *options])
+    assert ended.value.code == 2
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: raydpp select TABLE --out OUT [options]"
+    assert error.startswith("raydpp select: ")
+    assert said in error
+
+
+def test_the_elements_of_a_list_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["measure", "table", "--out", "x", "--reference-seeds", "1", "x"])
+    assert "--reference-seeds x: give a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "required: COMMAND"),
+        (["--help"], 0, "measure"),
+        (["refresh"], 2, "invalid choice"),
+        *(([name, "--help"], 0, "--out OUT") for name in COMMANDS),
+        *(([name, "--no-such-option"], 2, f"raydpp {name}: ") for name in COMMANDS),
+        (["select", "table", "--out", "x", "--size", "many"], 2, "give a number"),
+        (["select", "table", "--out", "x"], 2, "no budget"),
+        (["select", "table", "--out", "x", "--size", "1", "--oversample", "0.5"], 2, "--oversample 0.5"),
+        (["select", "nowhere", "--out", "x", "--size", "1"], 2, "nowhere"),
+        (["measure", "nowhere", "--out", "x"], 2, "nowhere"),
+        (["extract", "nowhere", "--out", "x", "--model", "m"], 2, "nowhere"),
+        (["measure", "table", "--out", "x", "--subset", "uniform", "--draws", "0"], 2, "--draws 0"),
+        (["cut", "nowhere", "--out", "x", "--size", "1"], 2, "nowhere"),
+        (["demo", "--limit", "3"], 2, "--limit 3"),
+    ],
+)
+def test_help_and_mistakes_need_nothing_that_takes_seconds_to_load(
+    tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    script = f"""
+import sys
+from raydpp.cli import main
+try:
+    code = main({arguments})
+except SystemExit as end:
+    code = end.code
+print(code, sorted({{*{HEAVY}}} & set(sys.modules)))
+"""
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == f"{code} []"
+    assert said in found.stdout + found.stderr
+
+
+def test_the_oversampling_that_select_names_is_that_of_the_merge() -> None:
+    parameters = inspect.signature(find_stage("select")).parameters
+    assert parameters["oversample"].default == OVERSAMPLE

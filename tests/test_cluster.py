@@ -3,10 +3,20 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
-from raydpp.cluster import cluster_plan, connect, explain, memory_for, plan_actors, threads_of_a_node
+from raydpp.cluster import (
+    Here,
+    OnRay,
+    cluster_plan,
+    connect,
+    plan_actors,
+    tasks_for,
+    unwrap_task_errors,
+    value_of,
+)
 from raydpp.errors import UserError
 
 
@@ -96,13 +106,50 @@ def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: 
     def task() -> None:
         raise UserError("give distinct ids")
 
-    with pytest.raises(UserError) as caught, explain():
+    with pytest.raises(UserError) as caught, unwrap_task_errors():
         ray.get(task.remote())
     assert str(caught.value) == "give distinct ids"
 
 
-def test_memory_that_no_node_has_is_refused_in_words(cluster: None) -> None:
-    assert memory_for(10**6, "select") == 10**6
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+def beside(values: list[int], holder: dict[str, Any]) -> tuple[int, int]:
+    """A reference inside of an argument stays one."""
+    return sum(values), sum(value_of(holder["inside"]))
+
+
+def test_memory_that_no_node_has_is_refused(cluster: None) -> None:
+    tasks = OnRay("select")
+    assert tasks.get(tasks.submit(total, [1, 1], memory=10**6)) == 2
     with pytest.raises(UserError, match=r"select: one task needs about 9000\.0 GB .* use more --partitions"):
-        memory_for(9 * 10**12, "select")
-    assert threads_of_a_node() == 2
+        tasks.submit(total, [1, 1], memory=9 * 10**12)
+    assert tasks.threads == 2
+
+
+@pytest.mark.parametrize("make", [Here, lambda: OnRay("select")], ids=["here", "ray"])
+def test_tasks_are_the_same_here_and_on_ray(cluster: None, make: Any) -> None:
+    tasks = make()
+    kept = tasks.put([1, 2, 3])
+    assert tasks.get(tasks.submit(total, kept)) == 6
+    one, other = tasks.submit(beside, kept, {"inside": kept}, returns=2)
+    assert tasks.get([one, other]) == [6, 6]
+    assert tasks.cpus >= 1
+    assert tasks.threads >= 1
+
+
+def test_one_process_does_what_it_can_unless_a_cluster_is_named(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert not tasks_for("select", None, [], alone=True).on_ray
+    assert tasks_for("select", None, [], alone=False).on_ray
+    assert tasks_for("select", "auto", [], alone=True).on_ray
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert tasks_for("select", None, [], alone=True).on_ray
+
+
+def test_a_mistake_found_here_is_said_as_it_is() -> None:
+    with pytest.raises(UserError, match="give distinct ids"), unwrap_task_errors():
+        raise UserError("give distinct ids")
+    with pytest.raises(ValueError, match="ours"), unwrap_task_errors():
+        raise ValueError("ours")

@@ -41,9 +41,12 @@ def test_the_whole_road_with_the_real_model(cluster: None, smollm2: str, tmp_pat
     lines = [json.loads(line) for line in (out / "subset" / "examples.jsonl").read_text().split("\n") if line]
     assert len(lines) == 6
     assert [line["id"] for line in lines] == pq.read_table(out / "subset" / "selection")["id"].to_pylist()
-    found = {row["table"]: row["mean"] for row in outcome.record["results"]}
-    assert list(found) == ["DPP selection", "random subset (mean of 20)", "the whole"]
-    assert found["DPP selection"] < found["random subset (mean of 20)"]
+    comparison = json.loads((out / "subset" / "run.json").read_text())["comparison"]
+    distance = {row["method"]: row["distance"] for row in comparison}
+    assert distance["greedy"] < min(distance["random"], distance["length"])
+    (shown,) = outcome.tables
+    assert {row[0]: row[list(shown.headings).index("distance")] for row in shown.rows} == distance
     assert "raydpp extract" in outcome.record["next"]
-    assert "<svg" in (out / "report.html").read_text()
+    reports = [path for path in outcome.record["paths"] if path.endswith("report.html")]
+    assert reports == [str(out / "subset" / "report.html"), str(out / "diversity" / "report.html")]
     assert demo(str(out), limit=24, fraction=0.25).repeated

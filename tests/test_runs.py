@@ -14,7 +14,7 @@ def config(out: Path, **more: object) -> dict[str, object]:
     return {"out": str(out), "size": 3, "address": None, **more}
 
 
-def finished(out: Path) -> runs.Outcome:
+def finished(out: Path) -> runs.RunResult:
     run = runs.begin("select", config(out), ["input"])
     (out / "part").write_text("x")
     return run.finish("select: done", counts={"in": 3, "rows": 2})
@@ -33,7 +33,7 @@ def test_a_finished_run_replays_and_says_so(tmp_path: Path) -> None:
     assert again.done is not None
     assert again.done.repeated
     assert "nothing to do" in again.done.summary
-    assert runs.require(["select"], Folder.at(out))["counts"] == {"in": 3, "rows": 2}
+    assert runs.load_finished(["select"], Folder.at(out))["counts"] == {"in": 3, "rows": 2}
 
 
 def test_an_unfinished_run_is_cleared_and_begun_anew(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_an_unfinished_run_is_cleared_and_begun_anew(tmp_path: Path) -> None:
     runs.begin("select", config(out), ["input"])
     (out / "left-over").write_text("x")
     with pytest.raises(UserError, match="unfinished"):
-        runs.require(["select"], Folder.at(out))
+        runs.load_finished(["select"], Folder.at(out))
     assert runs.begin("select", config(out), ["input"]).done is None
     assert [path.name for path in out.iterdir()] == ["run.json"]
 
@@ -75,11 +75,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         runs.begin("select", config(tmp_path / "thesis.doc"), [])
     with pytest.raises(UserError, match="no folder"):
-        runs.require(["extract"], Folder.at(tmp_path / "nowhere"))
+        runs.load_finished(["extract"], Folder.at(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"no run\.json"):
-        runs.require(["extract"], Folder.at(tmp_path))
+        runs.load_finished(["extract"], Folder.at(tmp_path))
     with pytest.raises(UserError, match="written by raydpp select: give the output folder of raydpp extract"):
-        runs.require(["extract"], Folder.at(finished(tmp_path / "out").out))
+        runs.load_finished(["extract"], Folder.at(finished(tmp_path / "out").out))
 
 
 def test_a_folder_full_of_runs_is_kept(tmp_path: Path) -> None:

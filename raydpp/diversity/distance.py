@@ -1,15 +1,13 @@
 """Log-det distance of a dataset from a maximally diverse one (Wang et al. 2024, arXiv 2402.02318).
 
-``LDD_m = (log det K_R - log det K_S) / m``: S is m rows of the dataset, R is m points uniform on the unit
-sphere of the same dimension. Nats per example; 0 is as diverse as the reference, larger is less diverse. The
-factorisation that gives log det at size m gives it at every smaller size too, so the whole curve over m comes
-with it.
+``LDD_m = (log det K_R - log det K_S) / m``: S is m rows of the dataset, R is m points uniform on the unit sphere of the
+same dimension. Nats per example; 0 is as diverse as the reference, larger is less diverse. The factorisation that gives
+log det at size m gives it at every smaller size too, so the whole curve over m comes with it.
 
-A singular set has log det -inf, and so an infinite distance. Here each row that its predecessors determine (a
-copy) counts as the numerical floor instead (``RESIDUAL_FLOOR``, about -23 nats): distances stay finite, so
-that tables can be compared, averaged and written as strict JSON, and two sets with different numbers of
-copies still differ. ``LogDetDistance.floored`` counts such rows: where it is not 0 the true distance is
-infinite.
+A singular set has log det -inf, and so an infinite distance. Here each row that its predecessors determine (a copy)
+counts as the numerical floor instead (``RESIDUAL_FLOOR``, about -23 nats): distances stay finite, so that tables can be
+compared, averaged and written as strict JSON, and two sets with different numbers of copies still differ.
+``LogDetDistance.floored`` counts such rows: where it is not 0 the true distance is infinite.
 """
 
 from __future__ import annotations
@@ -22,11 +20,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from raydpp.dpp.budget import count_of
-from raydpp.dpp.features import Features, Ids, UnitRows, unit_rows
-from raydpp.dpp.greedy import greedy_map
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.log_det import factor_gains
+from raydpp.dpp import KernelName
+from raydpp.dpp.budget import Budget, count_of
+from raydpp.dpp.features import Features, Ids, Items, UnitRows, unit_rows
+from raydpp.dpp.greedy import greedy
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.log_det import pivot_residuals
+from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError
 
 Subset = Literal["greedy", "uniform"]
@@ -41,7 +41,7 @@ class LogDetDistance:
         std: Its (population) standard deviation over the same pairs.
         sizes: (m,) int64: 1 to m.
         means: (m,) the distance of the first 1, 2, ... m rows; the last is ``mean``.
-        stds: (m,) likewise.
+        stds: (m,) the standard deviation of each.
         size: m.
         subset: How the rows were taken from the dataset.
         floored: The number of the m rows that counted as the numerical floor (the most over the draws).
@@ -58,40 +58,21 @@ class LogDetDistance:
 
 
 def log_det_curve(features_in_order: Features, kernel: Kernel, device: torch.device | str | None = None) -> np.ndarray:
-    """log det of the kernel matrix of the first 1, 2, ... m rows, from one Cholesky factorisation in float64.
+    """log det of the kernel matrix of the first 1, 2, ... m rows of unit norm, in nats: (m, D) -> (m,) float64.
 
-    Args:
-        features_in_order: (m, D) rows of unit norm; float16, float32 or float64.
-        kernel: The kernel.
-        device: Where to compute.
-
-    Returns:
-        (m,) float64 in nats, always finite: a row that those before it determine counts as ``kernel.floor``.
-
-    Raises:
-        UserError: Rows that are not finite and of unit norm.
+    Always finite: a row that those before it determine counts as ``kernel.floor``.
     """
-    gains = factor_gains(unit_rows(features_in_order, device=device), kernel)  # (m,)
+    gains = pivot_residuals(unit_rows(features_in_order, device=device), kernel)  # (m,)
     return np.cumsum(gains.log().cpu().numpy())
 
 
 def reference_curves(
     size: int, dimension: int, kernel: Kernel, seeds: Sequence[int], device: torch.device | str | None = None
 ) -> np.ndarray:
-    """``log_det_curve`` of points drawn uniformly from the unit sphere, once for each seed.
+    """``log_det_curve`` of m points drawn uniformly from the unit sphere, once for each seed: (seeds, m).
 
-    The first points of a larger reference are those of a smaller one, so one curve serves every size up to
-    ``size``.
-
-    Args:
-        size: m, the number of points.
-        dimension: D.
-        kernel: The kernel.
-        seeds: One or more integers >= 0.
-        device: Where to compute; the points are drawn on the CPU and so are the same everywhere.
-
-    Returns:
-        (seeds, m) float64 in nats.
+    The first points of a larger reference are those of a smaller one, so one curve serves every size up to m. They are
+    drawn on the CPU, and so are the same on every device.
     """
     if len(seeds) == 0:
         raise UserError("a log-det distance needs a reference: give at least one reference seed")
@@ -107,8 +88,7 @@ def reference_curves(
 def greedy_curve(log_gains: np.ndarray, size: int, kernel: Kernel) -> np.ndarray:
     """The log-det curve of a greedy selection: (t,) log gains, t <= size -> (size,).
 
-    A selection that stopped early did so because every further row is at or below the floor: these count as
-    the floor.
+    A selection that stopped early did so as every further row is at or below the floor: these count as the floor.
     """
     missing = np.full(size - len(log_gains), math.log(kernel.floor))
     return np.cumsum(np.concatenate([log_gains, missing]))
@@ -117,19 +97,15 @@ def greedy_curve(log_gains: np.ndarray, size: int, kernel: Kernel) -> np.ndarray
 def distance_from_curves(
     set_curves: np.ndarray, reference_curves: np.ndarray, *, subset: Subset, kernel: Kernel
 ) -> LogDetDistance:
-    """The distance at every size from log-det curves, over all pairs of a draw and a reference.
+    """The distance at every size over all pairs of a draw, (draws, m), and a reference, (seeds, m or more).
 
-    Args:
-        set_curves: (draws, m) from ``log_det_curve`` or ``greedy_curve``.
-        reference_curves: (seeds, m or more) from ``reference_curves``.
-        subset: How the rows were drawn, for the record.
-        kernel: The kernel that gave the curves; its floor tells which rows counted as it.
+    The kernel that gave the curves tells by its floor which rows counted as it.
     """
     size = set_curves.shape[1]
     sizes = np.arange(1, size + 1)
     pairs = (reference_curves[None, :, :size] - set_curves[:, None, :]) / sizes  # (draws, seeds, m)
     means, stds = pairs.mean(axis=(0, 1)), pairs.std(axis=(0, 1))  # (m,)
-    at_floor = np.diff(set_curves, axis=1, prepend=0.0) <= math.log(kernel.floor) + 1e-6  # (draws, m)
+    floored = np.diff(set_curves, axis=1, prepend=0.0) <= math.log(kernel.floor) + 1e-6  # (draws, m)
     return LogDetDistance(
         mean=float(means[-1]),
         std=float(stds[-1]),
@@ -138,7 +114,7 @@ def distance_from_curves(
         stds=stds,
         size=size,
         subset=subset,
-        floored=int(at_floor.sum(axis=1).max()),
+        floored=int(floored.sum(axis=1).max()),
     )
 
 
@@ -188,7 +164,7 @@ def log_det_distance(
     size = count_of(size, len(rows))
     references = reference_curves(size, rows.dimension, similarity, reference_seeds, rows.device)
     if subset == "greedy":
-        chosen = greedy_map(features, size, kernel=kernel, gamma=gamma, ridge=ridge, ids=ids, device=device)
+        chosen = greedy(Items(features, ids), Budget(size), Objective(similarity), device=device)
         curves = greedy_curve(chosen.log_gains, size, similarity)[None]
     else:
         picks = [np.random.default_rng([seed, draw]).permutation(len(rows))[:size] for draw in range(draws)]

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from raydpp.dpp.budget import Budget, Ledger, Quotas, in_order
-from raydpp.dpp.features import Features, Ids, UnitRows, check_scores, id_order, rows_of
+from raydpp.dpp import BaselineName, KernelName, Progress
+from raydpp.dpp.budget import Budget, BudgetState, Quotas, in_order
+from raydpp.dpp.features import Features, Ids, Items, Numbers, UnitRows, rows_of
 from raydpp.dpp.greedy import reporting
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.lazy_greedy import Progress, Selection
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.lazy_greedy import Selection
 from raydpp.dpp.log_det import ordered_log_gains
+from raydpp.dpp.objective import check_scores
 from raydpp.errors import UserError
-
-BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "dedup"]
 
 SAME = 1e-6
 """Unit rows nearer to each other than this are copies to k-center."""
 
 _BLOCK = 1024  # rows compared together
-
-
-@dataclass(frozen=True, eq=False)
-class _Task:
-    rows: UnitRows
-    order: np.ndarray  # (N,) the rank of each id
-    ledger: Ledger
-    scores: np.ndarray | None  # (N,)
-    threshold: float
-    random: np.random.Generator
-    seed: int
-    report: Progress | None
 
 
 def baseline(
@@ -48,8 +34,8 @@ def baseline(
     kernel: KernelName = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
-    quality: Sequence[float] | np.ndarray | Tensor | None = None,
-    lengths: Sequence[float] | np.ndarray | Tensor | None = None,
+    quality: Numbers | None = None,
+    lengths: Numbers | None = None,
     ids: Ids | None = None,
     exclude: Ids | None = None,
     tokens: float | None = None,
@@ -82,91 +68,111 @@ def baseline(
     Raises:
         UserError: What ``greedy_map`` refuses, an unknown method, or one without what it needs.
     """
+    budget = Budget(size, tokens, minimum or {}, maximum or {})
+    paid = None if costs is None or tokens is None else np.asarray(costs, dtype=np.float64)
+    labels = None if sources is None else np.asarray(sources, dtype=np.str_)
+    excluded = rows_of(exclude, ids, len(features), "exclude")
+    items = Items(features, ids, costs=paid, sources=labels, excluded=excluded)
+    similarity = Kernel(kernel, gamma, ridge)
+    return pick(method, items, budget, similarity, quality, lengths, threshold, seed, device, progress)
+
+
+def pick(
+    method: BaselineName,
+    items: Items,
+    budget: Budget,
+    kernel: Kernel,
+    quality: Numbers | None = None,
+    lengths: Numbers | None = None,
+    threshold: float = 0.95,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Progress | bool = False,
+) -> Selection:
+    """Select a subset of items by a baseline; ``baseline`` says what it does and what it refuses."""
     if method not in get_args(BaselineName):
         raise UserError(f"there is no baseline {method!r}: use one of {', '.join(get_args(BaselineName))}")
-    if size is None and tokens is None:
+    if budget.size is None and budget.tokens is None:
         raise UserError("no budget: give a size or a number of tokens")
     if not -1.0 < threshold <= 1.0:
         raise UserError(f"the threshold is {threshold}: it is a cosine similarity, above -1 and at most 1")
-    similarity = Kernel(kernel, gamma, ridge)
-    rows = UnitRows(features, ids, device)
-    n = len(rows)
-    ledger = Budget(size, tokens, costs, sources, minimum, maximum, rows_of(exclude, ids, n, "exclude")).ledger(n)
-    scores = check_scores(quality, 1.0, n) if method == "quality" or quality is not None else None
-    if method == "length":
-        if lengths is None:
-            raise UserError("the baseline by length needs lengths: give one number for each row")
-        scores = check_scores(lengths, 1.0, n)
-    if method == "k-means" and (tokens is not None or minimum or maximum):
+    if method == "k-means" and (budget.tokens is not None or budget.minimum or budget.maximum):
         raise UserError("k-means makes as many clusters as picks: it needs a size, and knows neither tokens nor quotas")
-    with reporting(progress, ledger.at_most) as report:
-        task = _Task(
-            rows, id_order(ids, n), ledger, scores, threshold, np.random.default_rng(seed), seed, report
-        )  # fmt: skip
-        picks, stopped = _METHODS[method](task)
-    return Selection.of(picks, ordered_log_gains(rows, picks, similarity), stopped, method)
+    if method == "length" and lengths is None:
+        raise UserError("the baseline by length needs lengths: give one number for each row")
+    counted = lengths if method == "length" else quality
+    scores = None if counted is None and method != "quality" else check_scores(counted, 1.0, len(items))
+    rows, state = items.unit_rows(device), budget.state(items)
+    with reporting(progress, state.at_most) as report:
+        task = _Task(rows, items.order, state, scores, threshold, seed)
+        picks = in_order(state, _METHODS[method](task), report)
+    ended = task.why is not None and not state.full
+    stopped = f"stopped at pick {len(picks) + 1} of {len(picks) + state.left}: {task.why}" if ended else None
+    return Selection.of(picks, ordered_log_gains(rows, picks, kernel), stopped, method)
 
 
-def _random(task: _Task) -> tuple[list[int], str | None]:
+@dataclass(eq=False)
+class _Task:
+    rows: UnitRows
+    order: np.ndarray  # (N,) the rank of each id
+    state: BudgetState
+    scores: np.ndarray | None  # (N,)
+    threshold: float
+    seed: int
+    why: str | None = None  # there are no more picks
+
+
+def _random(task: _Task) -> np.ndarray:
     by_id = np.argsort(task.order)
-    return in_order(task.ledger, by_id[task.random.permutation(len(by_id))], task.report), None
+    return by_id[np.random.default_rng(task.seed).permutation(len(by_id))]
 
 
-def _best(task: _Task) -> tuple[list[int], str | None]:
+def _best(task: _Task) -> np.ndarray:
     assert task.scores is not None
-    return in_order(task.ledger, np.lexsort((task.order, -task.scores)), task.report), None
+    return np.lexsort((task.order, -task.scores))
 
 
-def _k_center(task: _Task) -> tuple[list[int], str | None]:
+def _k_center(task: _Task) -> Iterator[int]:
     features = task.rows.take()  # (N, D)
     nearest = torch.full((len(features),), 2.0, dtype=torch.float64, device=features.device)  # 1 - cos, to any pick
-    picks: list[int] = []
-    while not task.ledger.full:
-        gaps = np.where(task.ledger.eligible, nearest.numpy(force=True), -np.inf)  # (N,)
+    while not task.state.full:
+        gaps = np.where(task.state.eligible, nearest.numpy(force=True), -np.inf)  # (N,)
         farthest = gaps.max()
         if farthest == -np.inf:
-            return picks, _stopped(picks, task.ledger, task.ledger.why_nothing())
+            task.why = task.state.why_nothing()
+            return
         if farthest <= SAME**2 / 2:  # ||x - y||^2 = 2 (1 - cos)
-            return picks, _stopped(picks, task.ledger, "all that is left are copies of picks")
+            task.why = "all that is left are copies of picks"
+            return
         tied = np.flatnonzero(gaps >= farthest - 1e-12)
         pick = int(tied[task.order[tied].argmin()])
-        task.ledger.take(pick)
-        picks.append(pick)
         torch.minimum(nearest, 1.0 - features @ features[pick], out=nearest)
-        if task.report is not None:
-            task.report(len(picks), math.nan)
-    return picks, None
+        yield pick
 
 
-def _k_means(task: _Task) -> tuple[list[int], str | None]:
+def _k_means(task: _Task) -> np.ndarray:
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     by_id = np.argsort(task.order)
-    open_rows = by_id[task.ledger.eligible[by_id]]
-    size = task.ledger.at_most
-    features = task.rows.take(torch.from_numpy(open_rows), torch.float32).numpy(force=True)  # (n, D)
+    allowed = by_id[task.state.eligible[by_id]]
+    size = task.state.at_most
+    features = task.rows.take(torch.from_numpy(allowed), torch.float32).numpy(force=True)  # (n, D)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters: said below
         means = KMeans(size, init="random", n_init=1, max_iter=25, random_state=task.seed).fit(features)
     away = ((features - means.cluster_centers_[means.labels_]) ** 2).sum(axis=1)  # (n,)
     nearest = np.lexsort((np.arange(len(away)), away, means.labels_))
     labels, first = np.unique(means.labels_[nearest], return_index=True)
+    if len(labels) < size:
+        task.why = "the rows make no more clusters: the rest are copies"
     largest = np.lexsort((labels, -np.bincount(means.labels_)[labels]))
-    medoids = open_rows[nearest[first[largest]]]
-    picks = in_order(task.ledger, medoids, task.report)
-    if len(picks) < size:
-        return picks, _stopped(picks, task.ledger, "the rows make no more clusters: the rest are copies")
-    return picks, None
+    return allowed[nearest[first[largest]]]  # the medoids
 
 
-def _dedup(task: _Task) -> tuple[list[int], str | None]:
-    by_id = np.argsort(task.order)
-    order = by_id[task.random.permutation(len(by_id))]
-    if task.scores is not None:
-        order = np.lexsort((task.order, -task.scores))
+def _dedup(task: _Task) -> Iterator[int]:
+    order = _random(task) if task.scores is None else _best(task)
     kept = torch.empty(0, task.rows.dimension, dtype=torch.float64, device=task.rows.device)  # (k, D)
-    picks: list[int] = []
     for start in range(0, len(order), _BLOCK):
         block = order[start : start + _BLOCK]
         features = task.rows.take(torch.from_numpy(block).to(task.rows.device))  # (b, D)
@@ -174,29 +180,18 @@ def _dedup(task: _Task) -> tuple[list[int], str | None]:
         for some in kept.split(8 * _BLOCK):
             near |= (features @ some.T >= task.threshold).any(dim=1)
         among = (features @ features.T >= task.threshold).numpy(force=True)  # (b, b)
-        shut = near.numpy(force=True).copy()
+        blocked = near.numpy(force=True).copy()
         taken = []
         for place, row in enumerate(block.tolist()):
-            if task.ledger.full:
-                return picks, None
-            if task.ledger.eligible[row] and not shut[place]:
-                shut |= among[place]
+            if task.state.eligible[row] and not blocked[place]:
+                blocked |= among[place]
                 taken.append(place)
-                task.ledger.take(row)
-                picks.append(row)
-                if task.report is not None:
-                    task.report(len(picks), math.nan)
+                yield row
         kept = torch.cat([kept, features[taken]])
-    if task.ledger.full:
-        return picks, None
-    return picks, _stopped(picks, task.ledger, f"all that is left is as near as {task.threshold:g} to a pick")
+    task.why = f"all that is left is as near as {task.threshold:g} to a pick"
 
 
-def _stopped(picks: list[int], ledger: Ledger, why: str) -> str:
-    return f"stopped at pick {len(picks) + 1} of {len(picks) + ledger.left}: {why}"
-
-
-_METHODS: dict[str, Callable[[_Task], tuple[list[int], str | None]]] = {
+_METHODS: dict[str, Callable[[_Task], Iterable[int]]] = {
     "random": _random,
     "quality": _best,
     "length": _best,

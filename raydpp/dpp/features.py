@@ -1,4 +1,4 @@
-"""Feature rows: checked once, normalised as they are taken, never copied whole."""
+"""The items that a search picks from: checked once; features are normalised as they are taken, never copied whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import itertools
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from raydpp.errors import UserError
 
 Features = np.ndarray | Tensor
 Ids = Sequence[str] | Sequence[int] | np.ndarray
+Numbers = Sequence[float] | np.ndarray | Tensor
 
 NORM_TOLERANCE = 2e-3
 """How far from 1 a stored norm may be: rounding to float16 moves each entry, so the norm too, by at most
@@ -24,17 +26,46 @@ NORM_TOLERANCE = 2e-3
 _BLOCK = 1024  # rows looked at together
 
 
+@dataclass(frozen=True, eq=False)
+class Items:
+    """N items to pick from. Features are checked by ``unit_rows``, ids by ``order``, the rest here."""
+
+    features: Features  # (N, D) rows of unit norm, of float16, float32 or float64
+    ids: Ids | None = None  # N distinct strings or integers, for ties and messages; the row index if None
+    modular: np.ndarray = None  # type: ignore[assignment]  # (N,) the modular terms; None becomes zeros
+    costs: np.ndarray | None = None  # (N,) above 0; None where costs do not count
+    sources: np.ndarray | None = None  # (N,) a label for each; None where there are no quotas
+    excluded: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # (k,) rows never to be picked
+
+    def __post_init__(self) -> None:
+        n = len(self)
+        if self.modular is None:
+            object.__setattr__(self, "modular", np.zeros(n))
+        if self.costs is not None:
+            if self.costs.shape != (n,):
+                raise UserError(f"there are {self.costs.size} costs for {n} items: give one for each")
+            if len(bad := np.flatnonzero(~(np.isfinite(self.costs) & (self.costs > 0)))):
+                raise UserError(f"{len(bad)} costs are not numbers above 0 (rows {bad[:5].tolist()})")
+        if self.sources is not None and len(self.sources) != n:
+            raise UserError(f"there are {len(self.sources)} sources for {n} items: give one label for each")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def order(self) -> np.ndarray:
+        """(N,) int64, distinct: of items that tie, the one with the smallest is picked."""
+        return id_order(self.ids, len(self))
+
+    def unit_rows(self, device: torch.device | str | None = None) -> UnitRows:
+        """The features: (N, D)."""
+        return UnitRows(self.features, self.ids, device)
+
+
 class UnitRows:
-    """(N, D) rows of unit norm up to their storage's rounding, left in that storage.
+    """(N, D) rows of unit norm up to their storage's rounding, left in that storage and not copied (but to a device).
 
-    Args:
-        features: (N, D), of float16, float32 or float64; neither changed nor copied (but to another device).
-        ids: N names for messages; the row index if None.
-        device: Where to compute; by default the CPU, or where a tensor already is.
-
-    Raises:
-        UserError: Not a table of numbers, no rows, or rows that are not finite, all zeros, or off norm 1 by
-            more than ``NORM_TOLERANCE``; the message names the first few.
+    Rows that are not finite, all zeros, or off norm 1 by more than ``NORM_TOLERANCE`` are refused by id.
     """
 
     def __init__(self, features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> None:
@@ -53,12 +84,10 @@ class UnitRows:
 
     @property
     def dimension(self) -> int:
-        """D."""
         return self._stored.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where the rows are."""
         return self._stored.device
 
     def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
@@ -79,18 +108,14 @@ class UnitRows:
         return part
 
     def square_sums(self, directions: Tensor, index: Tensor | None = None) -> np.ndarray:
-        """The squared length of rows' projections, <x, d_1>^2 + ... + <x, d_k>^2: (D, k), (n,) -> (n,) float64.
-
-        Products have the directions' type; without an index it is all rows.
-        """
+        """The squared length of rows' projections, <x, d_1>^2 + ... + <x, d_k>^2: (D, k), (n,) -> (n,) float64."""
         width = -(-directions.shape[1] // 16) * 16  # what BLAS is fast at
         padded = torch.nn.functional.pad(directions, (0, width - directions.shape[1]))
-        if index is None:
-            blocks, norms = iter(self._stored.split(_BLOCK)), self._norms
-        else:
-            blocks, norms = (self._stored.index_select(0, some) for some in index.split(_BLOCK)), self._norms[index]
+        norms = self._norms if index is None else self._norms[index]
         lengths = torch.empty(len(norms), dtype=padded.dtype, device=self.device)  # (n,)
-        for block, out in zip(blocks, lengths.split(_BLOCK), strict=True):
+        blocks = (self._stored if index is None else index).split(_BLOCK)
+        for some, out in zip(blocks, lengths.split(_BLOCK), strict=True):
+            block = some if index is None else self._stored.index_select(0, some)
             torch.linalg.vector_norm(block.to(padded.dtype) @ padded, dim=1, out=out)
         return (lengths.double() / norms).square_().numpy(force=True)
 
@@ -110,7 +135,7 @@ class UnitRows:
 
 
 def unit_rows(features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> Tensor:
-    """All rows checked and normalised: (N, D) -> (N, D) float64 with norms 1. See ``UnitRows``."""
+    """All rows checked and normalised: (N, D) -> (N, D) float64 with norms 1."""
     return UnitRows(features, ids, device).take()
 
 
@@ -175,23 +200,6 @@ def rows_of(wanted: Any, ids: Ids | None, rows: int, name: str) -> np.ndarray:
             " their features"
         )
     return np.array(found, dtype=np.int64)
-
-
-def check_scores(quality: Sequence[float] | np.ndarray | Tensor | None, weight: float, rows: int) -> np.ndarray | None:
-    """The quality scores as (N,) float64, or None if they do not count."""
-    if quality is None:
-        if weight > 0:
-            raise UserError(
-                f"a quality weight of {weight} needs quality scores: give one a row, or set the weight to 0"
-            )
-        return None
-    scores = np.array(quality.numpy(force=True) if isinstance(quality, Tensor) else quality, dtype=np.float64)
-    if scores.shape != (rows,):
-        raise UserError(f"quality has shape {scores.shape}: give one score for each of {rows} rows")
-    if not np.isfinite(scores).all():
-        bad = np.flatnonzero(~np.isfinite(scores)).tolist()
-        raise UserError(f"{len(bad)} quality scores are NaN or infinite (rows {bad[:5]}): give finite ones")
-    return scores if weight > 0 else None
 
 
 def _names(ids: Any) -> list[Any]:

@@ -1,30 +1,27 @@
-"""Greedy MAP inference of a determinantal point process: the function for notebooks, and for the jobs."""
+"""Greedy MAP inference of a determinantal point process: the engine's function, and the one for notebooks."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from raydpp.dpp import KernelName, OracleName, Progress
 from raydpp.dpp.budget import Budget, Quotas, in_order
-from raydpp.dpp.features import Features, Ids, UnitRows, check_scores, id_order, rows_of
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.lazy_greedy import Progress, Search, Selection
+from raydpp.dpp.features import Features, Ids, Items, Numbers, UnitRows, rows_of
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.lazy_greedy import LocalGreedy, Selection
 from raydpp.dpp.log_det import ordered_log_gains
-from raydpp.dpp.objective import Objective, worth
-from raydpp.dpp.oracles.choice import OracleName, choose_oracle, make_oracle
-from raydpp.errors import UserError
+from raydpp.dpp.objective import Objective
+from raydpp.dpp.oracles.choice import choose_oracle, make_oracle
 
 log = logging.getLogger(__name__)
-
-AtFloor = Literal["stop", "continue"]
 
 
 def greedy_map(
@@ -34,20 +31,17 @@ def greedy_map(
     kernel: KernelName = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
-    quality: Sequence[float] | np.ndarray | Tensor | None = None,
+    quality: Numbers | None = None,
     quality_weight: float = 0.0,
     ids: Ids | None = None,
     owned: Ids | Features | None = None,
     exclude: Ids | None = None,
     tokens: float | None = None,
     costs: Sequence[float] | np.ndarray | None = None,
-    cost_power: float = 1.0,
     sources: Sequence[str] | np.ndarray | None = None,
     minimum: Quotas | None = None,
     maximum: Quotas | None = None,
     min_log_gain: float | None = None,
-    at_floor: AtFloor = "stop",
-    tolerance: float = 0.0,
     oracle: OracleName = "auto",
     device: torch.device | str | None = None,
     progress: Progress | bool = False,
@@ -61,8 +55,8 @@ def greedy_map(
     the smallest id, so the picks depend neither on row order nor on the oracle.
 
     When all that is left is at or below the numerical floor (``kernels.RESIDUAL_FLOOR``), exact copies of picks or
-    a kernel whose rank is used up, the run ends early, or goes on by quality and then by id (``at_floor``);
-    ``stopped`` says at which pick and why. With w = 1 diversity does not count: it is the top by quality.
+    a kernel whose rank is used up, the run ends early; ``stopped`` says at which pick and why. With w = 1 diversity
+    does not count: it is the top by quality.
 
     Ctrl-C ends the run and returns the picks so far; a second one is an ordinary KeyboardInterrupt.
 
@@ -73,7 +67,7 @@ def greedy_map(
         kernel: ``rbf`` or ``cosine``.
         gamma: The rbf's inverse squared length scale, > 0.
         ridge: Added to the kernel's diagonal; None is 0 for ``rbf``, 0.1 for ``cosine``.
-        quality: (N,) finite scores s, larger is better, best on the scale of ``quality.standardise``.
+        quality: (N,) finite scores s, larger is better, best on the scale of ``objective.standardise``.
         quality_weight: w in [0, 1]; needs ``quality`` unless it is 0.
         ids: N distinct strings or integers, for ties and messages; the row index if None.
         owned: What is there already and counts as picked before the first pick: ids of rows of ``features``
@@ -82,18 +76,11 @@ def greedy_map(
         tokens: The largest sum of ``costs``. An item's gain is then its residual per cost, and what no longer
             fits is passed over.
         costs: (N,) what each item costs, > 0.
-        cost_power: a >= 0: residuals are divided by cost^a; 1 is per token, 0 looks at costs only where they no
-            longer fit.
         sources: (N,) a label for each item, for the quotas.
         minimum: For sources by name, at least so many items (a fraction below 1 is of ``size``); ``*`` stands for
             every other source.
-        maximum: At most so many, likewise.
+        maximum: At most so many, in the same form.
         min_log_gain: Stop before the first pick whose log gain, in nats, is below this.
-        at_floor: ``stop`` or ``continue``.
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best at the time, for fewer refreshes; with
-            quality or costs the same holds for exp(score / (1 - w)). Each pick gives away at most
-            log(1 / (1 - tolerance)) nats against the best one at its time, so the log det is at least the sum
-            of the largest log gains available along the way less M log(1 / (1 - tolerance)). 0 is exact.
         oracle: How gains are computed: ``textbook``, ``cholesky`` (any kernel), ``feature-space`` (cosine with a
             ridge); ``auto`` chooses by kernel and size. All give the same picks.
         device: Where to compute; needs float64.
@@ -104,84 +91,74 @@ def greedy_map(
         UserError: A budget out of range or above the kernel's rank, rows that are not finite and of unit
             norm, quality that is missing or not finite, an unknown or repeated id, or an option out of range.
     """
-    similarity = Kernel(kernel, gamma, ridge)
-    if size is None and tokens is None and min_log_gain is None:
-        raise UserError("no budget: give a size, a number of tokens, or a smallest log gain to stop at")
-    check_options(quality_weight, cost_power, tolerance, at_floor)
-    rows = UnitRows(features, ids, device)  # (N, D)
-    n = len(rows)
-    scores = check_scores(quality, quality_weight, n)
-    order = id_order(ids, n)
-    rows, owned_rows = _with_owned(rows, owned, ids)  # (N + O, D)
-    exclude_rows = np.concatenate([owned_rows[owned_rows < n], rows_of(exclude, ids, n, "exclude")])
-    ledger = Budget(size, tokens, costs, sources, minimum, maximum, exclude_rows).ledger(n)
-    counted = None if tokens is None else np.asarray(costs, dtype=np.float64)
-    value = worth(n, quality_weight, scores, counted, cost_power)  # (N,)
+    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
+    budget = Budget(size, tokens, minimum or {}, maximum or {}, min_log_gain)
+    paid = None if costs is None or tokens is None else np.asarray(costs, dtype=np.float64)
+    labels = None if sources is None else np.asarray(sources, dtype=np.str_)
+    excluded = rows_of(exclude, ids, len(features), "exclude")
+    items = Items(features, ids, costs=paid, sources=labels, excluded=excluded)
+    items = replace(items, modular=objective.modular(len(items), quality, paid))
+    return greedy(items, budget, objective, owned=owned, oracle=oracle, device=device, progress=progress)
+
+
+def greedy(
+    items: Items,
+    budget: Budget,
+    objective: Objective,
+    *,
+    owned: Ids | Features | None = None,
+    oracle: OracleName = "auto",
+    device: torch.device | str | None = None,
+    progress: Progress | bool | None = None,
+) -> Selection:
+    """Greedy MAP over items; ``greedy_map`` says what it does and what it refuses."""
+    kernel, n = objective.kernel, len(items)
+    rows, owned_rows = _with_owned(items, owned, device)  # (N + O, D), (O,)
+    state = budget.state(replace(items, excluded=np.concatenate([items.excluded, owned_rows[owned_rows < n]])))
     extra = len(rows) - n
-    ledger.extend(extra)
-    order = np.concatenate([order, np.arange(n, n + extra)])
-    value = np.concatenate([value, np.zeros(extra)])
-    most = ledger.at_most
+    state.add_items(np.zeros(extra, dtype=np.int64), np.full(extra, np.inf), eligible=False)
+    order = np.concatenate([items.order, np.arange(n, n + extra)])
+    modular = np.concatenate([items.modular, np.zeros(extra)])
+    most = state.at_most
     with reporting(progress, most) as report:
-        if quality_weight == 1.0:
-            picks = in_order(ledger, np.lexsort((order, -value)), report)
-            return Selection.of(picks, ordered_log_gains(rows, picks, similarity, owned_rows), oracle="by quality")
-        if size is not None and at_floor == "stop":
-            similarity.check_budget(most + len(owned_rows), rows.dimension)
-        name = choose_oracle(oracle, similarity, len(rows), rows.dimension, most + len(owned_rows))
-        log.info("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
-        search = Search(
-            make_oracle(name, rows, similarity, most + len(owned_rows)),
-            Objective(similarity, 1.0 - quality_weight, value if value.any() else None),
-            order,
-            tolerance,
-        )
+        if objective.quality_weight == 1.0:
+            picks = in_order(state, np.lexsort((order, -modular)), report)
+            return Selection.of(picks, ordered_log_gains(rows, picks, kernel, owned_rows), oracle="by quality")
+        given = most + len(owned_rows)
+        if budget.size is not None:
+            kernel.check_budget(given, rows.dimension)
+        name = choose_oracle(oracle, kernel, len(rows), rows.dimension, given)
+        log.debug("greedy MAP: %s oracle, at most %d of %d items", name, most, n)
+        search = LocalGreedy(make_oracle(name, rows, kernel, given), objective, order, modular, state)
+        gains = search.picks.log_gains
         try:
-            search.condition(owned_rows)
-            stopped = search.run(ledger, -math.inf if min_log_gain is None else min_log_gain, report)
+            search.condition_on(owned_rows)
+            stopped = search.run(report)
         except KeyboardInterrupt:
-            if not search.log_gains:
+            if not gains:
                 raise
-            stopped = f"interrupted after {len(search.log_gains)} picks, which are the selection for that budget"
-        gains = search.log_gains
-        picks = search.indices[: len(gains)]
-        if search.at_floor and at_floor == "continue":
-            stopped = f"{stopped}; went on by quality, then by id"
-            picks += in_order(ledger, np.lexsort((order, -value)), report)
-            gains = gains + [math.log(similarity.floor)] * (len(picks) - len(gains))
-    return Selection.of(picks, gains, stopped, name)
+            stopped = f"interrupted after {len(gains)} picks, which are the selection for that budget"
+    return Selection.of(search.picks.indices[: len(gains)], gains, stopped, name)
 
 
-def check_options(weight: float, cost_power: float, tolerance: float, at_floor: str) -> None:
-    """Refuse what is out of range, in words."""
-    if not 0.0 <= weight <= 1.0:
-        raise UserError(f"the quality weight is {weight}: it must lie between 0 (diversity) and 1 (quality)")
-    if not (math.isfinite(cost_power) and cost_power >= 0.0):
-        raise UserError(f"the cost power is {cost_power}: it must be a number that is 0 or more")
-    if not 0.0 <= tolerance < 1.0:
-        raise UserError(f"the tolerance is {tolerance}: it must be at least 0 (exact) and below 1")
-    if at_floor not in get_args(AtFloor):
-        raise UserError(f"at the floor a run can 'stop' or 'continue', not {at_floor!r}")
-
-
-def _with_owned(rows: UnitRows, owned: Ids | Features | None, ids: Ids | None) -> tuple[UnitRows, np.ndarray]:
-    """The candidates with what is owned behind them, unless it is among them, and where that is: (O,) int64."""
+def _with_owned(
+    items: Items, owned: Ids | Features | None, device: torch.device | str | None
+) -> tuple[UnitRows, np.ndarray]:
+    """The items' features with what is owned behind them, unless it is among them, and where that is: (O,) int64."""
+    rows = items.unit_rows(device)
     if owned is None or len(owned) == 0:
         return rows, np.empty(0, dtype=np.int64)
     if isinstance(owned, np.ndarray | Tensor) and owned.ndim == 2:
         more = UnitRows(owned, device=rows.device)
         return rows.with_rows(more), np.arange(len(rows), len(rows) + len(more))
-    return rows, rows_of(owned, ids, len(rows), "owned")
+    return rows, rows_of(owned, items.ids, len(rows), "owned")
 
 
 @contextlib.contextmanager
-def reporting(progress: Progress | bool, total: int) -> Iterator[Progress | None]:
+def reporting(progress: Progress | bool | None, total: int) -> Iterator[Progress | None]:
     """What to call after each pick: the function given, one that moves a bar, or nothing."""
-    if not isinstance(progress, bool):
-        yield progress
-        return
-    if not progress:
-        yield None
+    if not isinstance(progress, bool) or not progress:
+        yield progress or None
         return
     with tqdm(total=total, desc="greedy MAP", unit=" picks", dynamic_ncols=True) as bar:
 

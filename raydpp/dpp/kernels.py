@@ -1,32 +1,28 @@
-"""Similarity kernels between unit-norm feature rows.
-
-Two kernels: ``rbf``, ``exp(-gamma ||x - y||^2)``, and ``cosine``, ``<x, y>``; both may add a ridge where an
-item meets itself. The numbers have the type and the device of the features.
-"""
+"""Similarity kernels between unit-norm feature rows; their numbers have the type and the device of the features."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, get_args
 
-import torch
-from torch import Tensor
-
+from raydpp.dpp import KernelName
 from raydpp.errors import UserError
 
-KernelName = Literal["rbf", "cosine"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EQUAL_ROWS = 1e-13
-"""Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product
-of unit rows (some 1e-15), well below what float32 storage can tell apart. So copies have similarity exactly
-1, whatever the batch."""
+"""Rows whose inner product is this close to 1 are the same row: well above the rounding of an inner product of unit
+rows (some 1e-15), well below what float32 storage can tell apart. So copies have similarity exactly 1 in any batch."""
+
+MIN_RIDGE = 1e-4
+"""Below this ridge of a cosine kernel, D x D matrices are too ill-conditioned to agree with N x N ones to rounding."""
 
 RESIDUAL_FLOOR = 1e-10
-"""Conditional variances at or below this fraction of the kernel's diagonal count as zero. A residual is the
-diagonal less a sum of squares, with a rounding error of some 1e-14 of the diagonal (1,500 picks of sentence
-embeddings): at the floor it still has three digits. Copies of a row land at 1e-15, a row and its own rounding
-to float16 at 1e-7."""
+"""Conditional variances at or below this fraction of the kernel's diagonal count as zero. A residual is the diagonal
+less a sum of squares, with a rounding error of some 1e-14 of the diagonal (1,500 picks of sentence embeddings): at the
+floor it still has three digits. Copies of a row land at 1e-15, a row and its own rounding to float16 at 1e-7."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +31,9 @@ class Kernel:
 
     Attributes:
         name: ``rbf``, exp(-gamma ||x - y||^2), or ``cosine``, <x, y>.
-        gamma: The inverse squared length scale of ``rbf``; > 0. ``cosine`` takes no notice of it.
+        gamma: The inverse squared length scale of ``rbf``; > 0. Not for ``cosine``.
         ridge: Added where an item meets itself, never between two items, even equal ones; >= 0.
             None becomes 0 for ``rbf`` and 0.1 for ``cosine``, whose rank is at most D without it.
-
-    Raises:
-        UserError: An unknown name, or gamma or ridge out of range.
     """
 
     name: KernelName = "rbf"
@@ -48,7 +41,7 @@ class Kernel:
     ridge: float | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in ("rbf", "cosine"):
+        if self.name not in get_args(KernelName):
             raise UserError(f"there is no kernel {self.name!r}: use 'rbf' or 'cosine'")
         if not (math.isfinite(self.gamma) and self.gamma > 0):
             raise UserError(f"gamma is {self.gamma}: it must be a number above 0")
@@ -87,23 +80,10 @@ class Kernel:
         column[j] = self.variance
         return column
 
-    def diagonal(self, n: int, device: torch.device | str | None = None) -> Tensor:
-        """The diagonal of the kernel matrix of n items: (n,)."""
-        return torch.full((n,), self.variance, dtype=torch.float64, device=device)
-
-    def max_rank(self, dimension: int) -> int | None:
-        """The largest rank over D-dimensional rows: D for ``cosine`` without ridge, None for no limit."""
-        return dimension if self.name == "cosine" and not self.ridge else None
-
     def check_budget(self, size: int, dimension: int) -> None:
-        """Refuse a number of picks beyond the kernel's rank, where every determinant is 0.
-
-        Raises:
-            UserError: ``cosine`` without ridge and more than D picks.
-        """
-        rank = self.max_rank(dimension)
-        if rank is not None and size > rank:
+        """Refuse more picks than the kernel's rank, where every determinant is 0: D for ``cosine`` without ridge."""
+        if self.name == "cosine" and not self.ridge and size > dimension:
             raise UserError(
-                f"a cosine kernel without ridge over {dimension} dimensions has rank at most {rank}, "
+                f"a cosine kernel without ridge over {dimension} dimensions has rank at most {dimension}, "
                 f"but {size} items are asked for: set a ridge (0.1, say) or lower the size"
             )

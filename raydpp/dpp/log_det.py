@@ -12,20 +12,12 @@ from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 
 
-def factor_gains(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
-    """The residual of each row given the rows before it: the squared diagonal of the Cholesky factor.
+def pivot_residuals(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
+    """The residual of each row given the rows before it: (m, D) float64 unit rows -> (m,), each at least the floor.
 
-    A blocked Cholesky factorisation without pivoting that, unlike the library's, goes on past a singular
-    minor: a row at or below the kernel's floor adds no direction, its residual counts as the floor, and it is
-    left out of the factor.
-
-    Args:
-        features: (m, D) float64 with unit rows, in the order of conditioning.
-        kernel: The kernel.
-        block: b, the rows factored together before the rest is brought up to date in one matrix product.
-
-    Returns:
-        (m,) float64, each at least ``kernel.floor``. Costs O(m^2 (D + m)) in matrix products; memory (m, m).
+    These are the squared pivots of a blocked Cholesky factorisation without pivoting that, unlike the library's, goes
+    on past a singular minor: a row at or below the kernel's floor adds no direction, its residual counts as the floor,
+    and it is left out of the factor. Costs O(m^2 (D + m)) in matrix products; memory (m, m).
     """
     schur = kernel.matrix(features)  # (m, m): rows and columns from `stop` on are given the rows before
     gains = torch.full_like(schur[0], kernel.floor)  # (m,)
@@ -52,6 +44,6 @@ def factor_gains(features: Tensor, kernel: Kernel, block: int = 128) -> Tensor:
 def ordered_log_gains(
     rows: UnitRows, picks: Sequence[int], kernel: Kernel, owned: Sequence[int] | np.ndarray = ()
 ) -> list[float]:
-    """The log residual of each pick given what is owned and the picks before it: (m,) in nats. See ``factor_gains``."""
+    """The log residual of each pick given what is owned and the picks before it: (m,) in nats."""
     index = torch.tensor([*owned, *picks], dtype=torch.int64, device=rows.device)
-    return factor_gains(rows.take(index), kernel)[len(owned) :].log().tolist()
+    return pivot_residuals(rows.take(index), kernel)[len(owned) :].log().tolist()

@@ -1,15 +1,18 @@
-"""The objective of a greedy search, and what counts as a tie in it."""
+"""What a search maximises: a submodular term, log det, and a modular one, quality and costs; and what ties in it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import median_abs_deviation
 
 from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError
+
+if TYPE_CHECKING:
+    from raydpp.dpp.features import Numbers
 
 TIE_RELATIVE = 1e-9
 """Residuals that differ by less than this fraction of themselves tie: oracles that sum in another order agree
@@ -20,83 +23,89 @@ TIE_ABSOLUTE = 1e-12
 absolute (they are what subtraction leaves of the diagonal), so small residuals carry a large relative one."""
 
 
-def worth(
-    rows: int, weight: float, scores: np.ndarray | None, costs: np.ndarray | None, cost_power: float
-) -> np.ndarray:
-    """What each item is worth whatever was picked before, (N,) float64: quality, less what it costs.
-
-    Args:
-        rows: N.
-        weight: w in [0, 1].
-        scores: (N,) quality; None where it does not count.
-        costs: (N,) above 0; None where they do not count.
-        cost_power: a: residuals are divided by cost^a.
-    """
-    found = np.zeros(rows) if scores is None else weight * scores
-    return found if costs is None else found - (1.0 - weight) * cost_power * np.log(costs)
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Objective:
-    """(1 - w) log det K_S + sum_{i in S} o_i (Chen et al. 2018, arXiv 1709.05135, section 5), and what ties.
+    """(1 - w) log det K_S + sum_{i in S} m_i (Chen et al. 2018, arXiv 1709.05135, section 5).
+
+    The modular term m_i is what an item adds whatever was picked before: w times its quality, less what it costs.
 
     Attributes:
-        kernel: Its diagonal and floor give residuals their scale.
-        diversity: 1 - w in (0, 1].
-        offsets: (N,) float64: o_i, what an item is worth whatever was picked before: w times its quality, and
-            less for what it costs. None for 0.
+        kernel: The similarity of two items, K.
+        quality_weight: w in [0, 1]: 0 is diversity alone, 1 is quality alone.
     """
 
     kernel: Kernel
-    diversity: float = 1.0
-    offsets: np.ndarray | None = None
+    quality_weight: float = 0.0
 
-    def scores(self, residuals: np.ndarray, rows: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
-        """The gain in the objective of each item, and how high rounding may have it reach. Both rise with residuals.
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.quality_weight <= 1.0:
+            raise UserError(
+                f"the quality weight is {self.quality_weight}: it must lie between 0 (diversity) and 1 (quality)"
+            )
 
-        Args:
-            residuals: (n,) float64: conditional variances, or upper bounds on them.
-            rows: (n,) which items these are.
+    @property
+    def diversity(self) -> float:
+        """1 - w."""
+        return 1.0 - self.quality_weight
 
-        Returns:
-            scores: (n,); -inf where the residual is at or below the floor.
-            reach: (n,); item i ties with the best score b if ``reach[i] >= b``.
+    def modular(self, rows: int, quality: Numbers | None, costs: np.ndarray | None = None) -> np.ndarray:
+        """The modular term of N = ``rows`` items: (N,) quality, (N,) costs above 0 -> (N,) float64.
+
+        Costs divide an item's residual, so that picks add most per cost. Quality that is missing or not finite is
+        refused.
+        """
+        scores = check_scores(quality, self.quality_weight, rows)
+        modular = np.zeros(rows) if scores is None else self.quality_weight * scores
+        return modular if costs is None else modular - self.diversity * np.log(costs)
+
+    def scores(self, residuals: np.ndarray, modular: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each item adds to the objective, and how high rounding may lift that; both rise with residuals.
+
+        (n,) residuals, or upper bounds on them, and modular terms -> (n,) scores, -inf for a residual at or below the
+        floor, and (n,) tie bounds: item i ties with the best score b if ``tie_bound[i] >= b``.
         """
         clamped = np.maximum(residuals, self.kernel.floor)
         scores = np.log(clamped)
+        # Tie within rounding: what a score may be off by, from the relative and the absolute error of its residual.
         slack = np.divide(TIE_ABSOLUTE * self.kernel.variance, clamped, out=clamped)
         np.maximum(slack, TIE_RELATIVE, out=slack)
-        if self.diversity != 1.0:
+        if self.quality_weight:
             scores *= self.diversity
             slack *= self.diversity
-        if self.offsets is not None:
-            scores += self.offsets[rows]
+        scores += modular
         slack += 1e-15 * np.abs(scores)  # the rounding of the score itself
         scores[residuals <= self.kernel.floor] = -np.inf
         slack += scores
         return scores, slack
 
-    def residuals(self, score: float, rows: np.ndarray) -> np.ndarray:
-        """The residuals at which items have this score: (n,) items -> (n,) float64."""
-        worth = score if self.offsets is None else score - self.offsets[rows]
-        return np.broadcast_to(np.exp(worth / self.diversity), rows.shape)
+    def residuals(self, score: float, modular: np.ndarray) -> np.ndarray:
+        """The residuals at which items have this score: (n,) modular terms -> (n,)."""
+        return np.exp((score - modular) / self.diversity)
+
+
+def check_scores(quality: Numbers | None, weight: float, rows: int) -> np.ndarray | None:
+    """The quality scores as (N,) float64, or None if they do not count."""
+    if quality is None:
+        if weight > 0:
+            raise UserError(f"a quality weight of {weight} needs quality scores: give one a row, or the weight 0")
+        return None
+    scores = np.array(quality.numpy(force=True) if hasattr(quality, "numpy") else quality, dtype=np.float64)
+    if scores.shape != (rows,):
+        raise UserError(f"quality has shape {scores.shape}: give one score for each of {rows} rows")
+    if not np.isfinite(scores).all():
+        bad = np.flatnonzero(~np.isfinite(scores)).tolist()
+        raise UserError(f"{len(bad)} quality scores are NaN or infinite (rows {bad[:5]}): give finite ones")
+    return scores if weight > 0 else None
 
 
 @dataclass(frozen=True)
 class Score:
-    """One column of a quality score.
-
-    Attributes:
-        column: Its name.
-        weight: Its share of the score, relative to the other columns'; negative where less is better.
-        center: What is subtracted: the median of the column over the whole table.
-        scale: What it is divided by: its scaled median absolute deviation over the whole table.
-    """
+    """One column of a quality score."""
 
     column: str
-    weight: float = 1.0
-    center: float = 0.0
-    scale: float = 1.0
+    weight: float = 1.0  # its share of the score, relative to the other columns'; negative where less is better
+    center: float = 0.0  # what is subtracted: the median of the column over the whole table
+    scale: float = 1.0  # what it is divided by: its scaled median absolute deviation over the whole table
 
 
 def robust_scale(values: np.ndarray) -> tuple[float, float]:
@@ -105,6 +114,8 @@ def robust_scale(values: np.ndarray) -> tuple[float, float]:
     A few outliers do not move them (Huber & Ronchetti 2009, chapter 5). Where more than half of the values are the
     same, the deviation is the standard deviation instead; 0 only if all are the same.
     """
+    from scipy.stats import median_abs_deviation
+
     if values.size == 0 or np.ptp(values) == 0:
         return (float(values.flat[0]) if values.size else 0.0), 0.0
     deviation = float(median_abs_deviation(values, axis=None, scale="normal"))
@@ -114,18 +125,10 @@ def robust_scale(values: np.ndarray) -> tuple[float, float]:
 def standardise(
     values: np.ndarray | Sequence[float], center: float | None = None, scale: float | None = None
 ) -> np.ndarray:
-    """The robust z-scores of a quality column, such as the response length.
+    """The robust z-scores of a quality column, such as the response length: (N,) finite numbers -> (N,) float64.
 
-    Args:
-        values: (N,) finite numbers.
-        center: What to subtract; the median of ``values`` if None. Give the corpus's for a part of it.
-        scale: What to divide by; that of ``robust_scale`` if None.
-
-    Returns:
-        (N,) float64. A constant column (or a ``scale`` of 0) tells nothing apart and becomes zeros.
-
-    Raises:
-        UserError: A value, the center or the scale is not finite, or the latter is negative.
+    Center and scale are those of ``robust_scale`` if None; give the corpus's for a part of it. A constant column (or a
+    ``scale`` of 0) tells nothing apart and becomes zeros.
     """
     scores = np.asarray(values, dtype=np.float64)
     if not np.isfinite(scores).all():

@@ -1,13 +1,13 @@
-"""extract --dry-run: what a run would cost, from one measured minute here, without Ray."""
+"""extract --dry-run: what a run would cost, by one measured minute on this machine, without Ray."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
@@ -16,10 +16,11 @@ from raydpp.extract.sample import Sample
 from raydpp.extract.units import unit_rows
 from raydpp.extract.workers import tokenize_row
 from raydpp.gradients.batches import take_batch
-from raydpp.gradients.representations import Extractor, ExtractorConfig, GradientExtractor, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.config import ExtractorConfig, Masking
+from raydpp.gradients.representations import Extractor, GradientExtractor, load_extractor
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.progress import progress_bar
-from raydpp.runs import Outcome
+from raydpp.runs import RunResult
 from raydpp.tables import read_columns
 
 _SAMPLE = 1_000  # conversations that are tokenised; the first ones in the corpus, which is in random order
@@ -28,45 +29,32 @@ _TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 _ACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
-def preflight(
+def dry_run(
     chosen: Sample, config: ExtractorConfig, masking: Masking, out: str, store_as: str, seconds: float = 60
-) -> Outcome:
-    """Count, check and time a run without starting it.
-
-    Args:
-        chosen: The conversations that would take part.
-        config: What would be computed of them.
-        masking: How they would be tokenised.
-        out: Where the run would write; nothing is written.
-        store_as: Type of the stored features.
-        seconds: How long to measure.
-
-    Returns:
-        An outcome whose record holds the ``estimate``.
+) -> RunResult:
+    """Count, check and time a run without starting it: nothing is written, the record holds the ``estimate``.
 
     Raises:
         UserError: The model cannot be loaded, no conversation has a response token, or the features of a few examples
             depend on what they are batched with.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    examples, rejected = _tokenised(chosen, config, masking)
+    examples, rejected = _tokenize(chosen, config, masking)
     began = time.perf_counter()
     extractor = load_extractor(config, device)
     start_up = time.perf_counter() - began
+    dtype = str(next(extractor.model.parameters()).dtype).removeprefix("torch.")
     error = batch_error(extractor, examples[:_TRIED])
-    if error > _TOLERANCE[_dtype(extractor)]:
+    if error > _TOLERANCE[dtype]:
         raise UserError(
             f"the features of {min(_TRIED, len(examples))} examples change by {error:.1e} of their length with the"
-            f" batch they are in ({_dtype(extractor)} allows {_TOLERANCE[_dtype(extractor)]:g}): this model is not"
-            " causal, or mixes the examples of a batch"
+            f" batch they are in ({dtype} allows {_TOLERANCE[dtype]:g}): this model is not causal, or mixes the"
+            " examples of a batch"
         )
     measured = _measure(extractor, examples, seconds)
-    estimate = _estimate(chosen.rows, examples, rejected, extractor, store_as, measured) | {
-        "device": device,
-        "start_up_seconds": start_up,
-        "batch_error": error,
-    }
-    return Outcome(out, {"stage": "extract", "estimate": estimate}, _in_words(estimate))
+    estimate = _estimate(chosen.rows, examples, rejected, extractor, store_as, measured)
+    estimate |= {"device": device, "start_up_seconds": start_up, "batch_error": error}
+    return RunResult(out, {"stage": "extract", "estimate": estimate}, _summary(estimate))
 
 
 def batch_error(extractor: Extractor, examples: list[TokenizedExample]) -> float:
@@ -76,14 +64,12 @@ def batch_error(extractor: Extractor, examples: list[TokenizedExample]) -> float
     return float(np.linalg.norm(together - alone, axis=1).max())
 
 
-def _tokenised(chosen: Sample, config: ExtractorConfig, masking: Masking) -> tuple[list[TokenizedExample], int]:
-    tables: list[pa.Table] = []
-    for part in chosen.parts:
-        tables.append(chosen.filter(read_columns([part], ["id", "source", "messages"])))
-        if sum(map(len, tables)) >= _SAMPLE:
-            break
+def _tokenize(chosen: Sample, config: ExtractorConfig, masking: Masking) -> tuple[list[TokenizedExample], int]:
+    """Of the first _SAMPLE conversations those that can be used, and how many cannot."""
+    tables = (chosen.filter(read_columns([part], ["id", "source", "messages"])) for part in chosen.parts)
+    rows = (row for table in tables for row in table.slice(0, _SAMPLE).to_pylist())
     examples, rejected, reason = [], 0, ""
-    for row in pa.concat_tables(tables).slice(0, _SAMPLE).to_pylist():
+    for row in itertools.islice(rows, _SAMPLE):
         try:
             examples.append(tokenize_row(row["messages"], config, masking))
         except RowError as error:
@@ -94,7 +80,7 @@ def _tokenised(chosen: Sample, config: ExtractorConfig, masking: Masking) -> tup
 
 
 def _measure(extractor: Extractor, examples: list[TokenizedExample], seconds: float) -> dict[str, float]:
-    """Tokens a second over examples in units of 64, until the time is over or they are."""
+    """Tokens a second over examples in units of 64, until the time is over or there are no more."""
     tokens = rows = 0
     extractor(examples[:_TRIED])  # the first batches are slow: caches, kernels, clocks
     began = time.perf_counter()
@@ -118,22 +104,25 @@ def _estimate(
     store_as: str,
     measured: dict[str, float],
 ) -> dict[str, Any]:
-    lengths = np.array([len(example.ids) for example in examples])
-    response = np.array([example.response.sum() for example in examples])
-    usable = rows * len(examples) / (len(examples) + rejected)
-    whole = rows <= len(examples) + rejected
-    tokens, response_tokens = lengths.mean() * usable, response.mean() * usable
+    """What ``rows`` conversations would cost, extrapolated from the tokenised ones."""
+    lengths = np.array([len(example.ids) for example in examples])  # (n,)
+    tokenised = len(examples) + rejected
+    usable = rows * len(examples) / tokenised
+    tokens = float(lengths.mean() * usable)
+    response_tokens = float(np.mean([example.response.sum() for example in examples]) * usable)
+    error = float(lengths.std() / math.sqrt(len(lengths)) / lengths.mean())
+    budget = extractor.batches.budget
     hours = tokens / measured["tokens_per_second"] / 3600
     return {
         "examples": rows,
-        "tokenised": len(examples) + rejected,
+        "tokenised": tokenised,
         "rejects": round(rows - usable),
         "tokens": round(tokens),
-        "tokens_error": 0.0 if whole else float(lengths.std() / math.sqrt(len(lengths)) / lengths.mean()),
+        "tokens_error": error if rows > tokenised else 0.0,
         "response_tokens": round(response_tokens),
         "truncated": round(usable * float(np.mean([example.truncated for example in examples]))),
-        "padding": padding(lengths.tolist(), extractor.batches.budget, unit_rows(rows, extractor.batches.budget)),
-        "flops": _flops(extractor, float(tokens), float(response_tokens)),
+        "padding": padding(lengths.tolist(), budget, unit_rows(rows, budget)),
+        "flops": _flops(extractor, tokens, response_tokens),
         "table_bytes": round(usable * (extractor.dimension * {"float16": 2, "float32": 4}[store_as] + 60)),
         "measured": measured,
         "actor_hours": hours,
@@ -142,7 +131,7 @@ def _estimate(
 
 
 def padding(lengths: list[int], budget: int, unit: int) -> float:
-    """The share of token positions that are padding, in batches of that budget within units of so many rows."""
+    """The share of token positions that are padding, in batches of that budget within units of ``unit`` rows."""
     computed = 0
     for start in range(0, len(lengths), unit):
         waiting = sorted(range(start, min(start + unit, len(lengths))), key=lambda i: lengths[i])
@@ -154,26 +143,23 @@ def padding(lengths: list[int], budget: int, unit: int) -> float:
 
 def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float:
     """Of the weights' products (2 a parameter and token forward, 2 more backward), without those of attention."""
-    model: nn.Module = extractor.model  # type: ignore[attr-defined]
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
+    model = extractor.model
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     top = head.weight.numel() if head is not None else 0
-    if head is not None and id(head.weight) not in tables:
-        body -= top
+    apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
+    body = sum(p.numel() for p in model.parameters() if id(p) not in apart)
     backward = 0.0
     if isinstance(extractor, GradientExtractor):
         order = {id(module): n for n, module in enumerate(model.modules())}
-        backward = 1 - min(order[id(site.module)] for site in extractor.sites) / len(order)
+        backward = 1 - min(order[id(layer.module)] for layer in extractor.target_layers) / len(order)
     return 2 * body * tokens * (1 + backward) + 2 * top * response_tokens * (2 if backward else 1)
 
 
 def _dtype(extractor: Extractor) -> str:
-    model: nn.Module = extractor.model  # type: ignore[attr-defined]
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
+    return str(next(extractor.model.parameters()).dtype).removeprefix("torch.")
 
 
-def _in_words(e: dict[str, Any]) -> str:
+def _summary(e: dict[str, Any]) -> str:
     error = f" (+- {2 * e['tokens_error']:.1%}, from {e['tokenised']:,} of them)" if e["tokens_error"] else ""
     measured = e["measured"]
     lines = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,7 @@ import numpy as np
 from ray import cloudpickle
 
 from raydpp.errors import UserError
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,7 @@ _DEATHS = 8  # examples that kill the process alone, one after the other, before
 
 
 class IsolatedExtractor:
-    """Calls an extractor that lives in a child process.
-
-    Args:
-        load: Makes the extractor; called in the child.
-
-    Raises:
-        UserError: What ``load`` says of the model.
-    """
+    """Calls the extractor that ``load`` makes in a child process. Raises what UserError ``load`` raises there."""
 
     def __init__(self, load: Callable[[], Features]) -> None:
         self._load = cloudpickle.dumps(load)
@@ -63,7 +57,7 @@ class IsolatedExtractor:
             raise UserError("the process that loads the model dies: is there memory enough for it?") from error
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
-        """The features of n examples; those the process dies on twice, the second time alone, get a reason."""
+        """The features of n examples; those on which the process dies twice, the second time alone, get a reason."""
         found = self._attempt(examples)
         if found is None and len(examples) == 1:
             found = self._attempt(examples)
@@ -71,6 +65,8 @@ class IsolatedExtractor:
             self._deaths = 0
             return found
         if len(examples) > 1:
+            # Which example it was died with the process. The half without it comes through in one piece, the other is
+            # halved again: with n examples and one that kills, that is about log2(n) starts of the process.
             middle = len(examples) // 2
             return _joined([self(examples[:middle]), self(examples[middle:])])
         self._deaths += 1
@@ -79,12 +75,12 @@ class IsolatedExtractor:
                 f"the model's process died on {self._deaths} examples one after the other, each alone: that is not the"
                 " data's fault. Look at Ray's logs (out of memory?), and run the same command again"
             )
-        nothing = np.zeros(1, np.float32)
+        zero = np.zeros(1, np.float32)
         reason = "the model's process died every time it worked on this example, even alone"
-        return ExampleFeatures(np.zeros((1, 1), np.float32), nothing, nothing, nothing, [reason], len(examples[0].ids))
+        return ExampleFeatures(np.zeros((1, 1), np.float32), zero, zero, zero, [reason], len(examples[0].ids))
 
     def _attempt(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures | None:
-        """None where the process died; there is a new one then."""
+        """None where the process died; another one is there then."""
         try:
             return self._pool.submit(_extract_in_child, list(examples)).result()
         except BrokenProcessPool:
@@ -99,27 +95,21 @@ class IsolatedExtractor:
 
 
 def _joined(parts: list[ExampleFeatures]) -> ExampleFeatures:
-    like = next((part for part in parts if None in part.reasons), parts[0])  # others know neither D nor the columns
+    like = next((part for part in parts if None in part.reasons), parts[0])  # the others know neither D nor the columns
 
     def column(name: str) -> Any:
-        known = getattr(like, name)  # (n,) or (n, D)
+        known = getattr(like, name)  # (n, D) or (n,), or None
         if known is None:
             return None
+        zeros = [np.zeros((len(part.reasons), *known.shape[1:]), known.dtype) for part in parts]
+        columns = [
+            getattr(part, name) if None in part.reasons else zero for part, zero in zip(parts, zeros, strict=True)
+        ]
+        return np.concatenate(columns)
 
-        def of(part: ExampleFeatures) -> np.ndarray:
-            usable: np.ndarray = getattr(part, name)
-            return usable if None in part.reasons else np.zeros((len(part.reasons), *known.shape[1:]), known.dtype)
-
-        return np.concatenate([of(part) for part in parts])
-
-    return ExampleFeatures(
-        column("features"),
-        column("norms"),
-        column("losses"),
-        column("difficulties"),
-        [reason for part in parts for reason in part.reasons],
-        sum(part.padded_tokens for part in parts),
-    )
+    features, norms, losses, difficulties = map(column, ("features", "norms", "losses", "difficulties"))
+    reasons = [reason for part in parts for reason in part.reasons]
+    return ExampleFeatures(features, norms, losses, difficulties, reasons, sum(part.padded_tokens for part in parts))
 
 
 _in_child: Any = None
@@ -131,12 +121,10 @@ def _load_in_child(load: bytes) -> None:
 
 
 def _extract_in_child(examples: list[TokenizedExample]) -> ExampleFeatures:
-    import torch
-
     try:
         found: ExampleFeatures = _in_child(examples)
         return found
-    except getattr(torch, "AcceleratorError", ()):
+    except getattr(sys.modules.get("torch"), "AcceleratorError", ()):
         os._exit(1)  # the device is lost to this process: every later call would fail too
 
 

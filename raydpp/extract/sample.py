@@ -49,14 +49,9 @@ def choose(
     limit: int | None = None,
     per_source: int | None = None,
 ) -> Sample:
-    """The sample that the options of extract mean; reads ids and sources of no more files than it needs.
+    """The sample that the options of extract mean: the smallest ids, first of each source and then of all.
 
-    Args:
-        corpus: Output folder of ingest.
-        counts: Rows of every source of the corpus.
-        sources: The sources that take part; all if None.
-        limit: The most rows: those with the smallest ids.
-        per_source: The most rows of each source: those with the smallest ids. Comes before ``limit``.
+    Reads ids and sources of no more files than it needs; ``counts`` are the rows of every source of the corpus.
 
     Raises:
         UserError: A source that the corpus does not have, or a limit below 1.

@@ -9,18 +9,11 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from raydpp import runs
-from raydpp.cluster import cluster_plan, connect, explain
+from raydpp.cluster import cluster_plan, connect, unwrap_task_errors
 from raydpp.errors import UserError
-from raydpp.extract.dry_run import preflight
 from raydpp.extract.sample import choose
-from raydpp.extract.units import REJECTS, look, plan_units, sweep, unit_rows
-from raydpp.extract.workers import Work, work_off
-from raydpp.gradients.adapters import Adapter
-from raydpp.gradients.fingerprint import fingerprint
-from raydpp.gradients.model import Dtype, load_config, load_tokenizer
-from raydpp.gradients.projection import ProjectionKind
-from raydpp.gradients.representations import ExtractorConfig, Representation
-from raydpp.gradients.tokenization import Masking
+from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, resolve_dtype
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
 from raydpp.tables import gradient_schema
@@ -36,18 +29,17 @@ def extract(
     sources: list[str] | None = None,
     limit: int | None = None,
     per_source: int | None = None,
-    representation: Representation = "gradient",
+    representation: Literal["gradient", "hidden", "embedding"] = "gradient",
     dimension: int = 1024,
     seed: int = 0,
     adapter: str = "fresh",
     layers: str = "all",
     lora_rank: int = 8,
     lora_targets: list[str] | None = None,
-    projection: ProjectionKind = "kronecker",
     max_length: int = 1024,
     end_of_turn: bool = True,
     difficulty: bool = False,
-    dtype: Dtype = "auto",
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     batch_tokens: int | None = None,
     store_as: Literal["float16", "float32"] = "float16",
     rows_per_file: int | None = None,
@@ -55,22 +47,27 @@ def extract(
     actors: int | None = None,
     address: str | None = None,
     dry_run: bool = False,
-) -> runs.Outcome:
+) -> runs.RunResult:
     """Turn every conversation of a corpus into a point: its projected LoRA gradient, with unit norm.
 
     Actors on the cluster each hold the model; each unit of conversations becomes one Parquet file of OUT/gradients.
     Conversations without a usable gradient go to OUT/rejects with a reason. Killed at any moment and started again with
-    the same command, it goes on where it was; where the corpus has grown since, only what is new is worked on.
+    the same command, it resumes where it was; where the corpus has grown since, only what is new is worked on.
 
     Args:
         corpus: Output folder of raydpp ingest.
-        out: Folder to write; it must be new, empty, or this same run's.
-        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
-            a text encoder. Actors on other nodes must find it under the same name.
+
+    Which conversations:
         sources: Only conversations of these sources (names as ingest printed them); default all.
         limit: Only this many conversations: those with the smallest ids, which is a uniform sample and always the
             same one; default all.
         per_source: Only this many conversations of each source, those with the smallest ids; default all.
+        max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
+        end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
+
+    What to extract of each:
+        model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
+            a text encoder. Actors on other nodes must find it under the same name.
         representation: How an example is seen: gradient (of its response loss), hidden (the mean of the model's last
             hidden states over the response) or embedding (a text encoder's mean-pooled output).
         dimension: D, the number of coordinates of a projected gradient; hidden and embedding have their model's width.
@@ -82,21 +79,23 @@ def extract(
         lora_rank: Rank r of a fresh LoRA adapter.
         lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
-        projection: kronecker (two-sided, then sparse) or rademacher (dense: slow, the reference).
-        max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
-        end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
         difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
             without the prompt), which costs one more forward pass.
+
+    Scale:
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
             on a GPU. Halved where memory runs out.
-        store_as: Floating point type of the stored gradients.
-        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
-            the corpus and of a batch, 16 to 4096.
         gpus_per_actor: GPUs of one actor; default 1 where the cluster has or can get GPUs, else 0.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
         dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
+        store_as: Floating point type of the stored gradients.
+        rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
+            the corpus and of a batch, 16 to 4096.
     """
     given = [corpus, out, *(name for name in (model, adapter) if os.path.exists(name))]
     corpus, out = absolute(corpus), absolute(out)
@@ -110,14 +109,13 @@ def extract(
     if representation == "embedding" and difficulty:
         raise UserError("--difficulty needs a language model's loss: a text encoder has none")
     source = Folder.at(corpus)
-    corpus_record = runs.require(["ingest"], source)
+    corpus_record = runs.load_finished(["ingest"], source)
     chosen = choose(source, corpus_record["counts"]["sources"], sources, limit, per_source)
     targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
     extractor = ExtractorConfig(
         model,
         representation,
         Adapter(adapter, lora_rank, targets, seed, layers),
-        projection,
         dimension,
         seed,
         dtype,
@@ -125,39 +123,45 @@ def extract(
         difficulty,
     )
     if dry_run:
+        from raydpp.extract.dry_run import dry_run as measure_cost
+        from raydpp.gradients.model import load_config, load_tokenizer
+
         longest = _longest(max_length, load_config(model), load_tokenizer(model))
-        return preflight(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
+        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
         return run.done
+    # transformers takes seconds: mistakes, and what is done already, are found before it is loaded
+    from raydpp.extract.workers import ExtractJob, run_units
+    from raydpp.gradients.fingerprint import fingerprint
+    from raydpp.gradients.model import load_config, load_tokenizer
 
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
     tokenizer = load_tokenizer(model)
     masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
     connect(address, given)
     plan = cluster_plan(gpus_per_actor, actors)
-    exact: Dtype = ("bfloat16" if plan.gpus else "float32") if dtype == "auto" else dtype
-    extractor = replace(extractor, dtype=exact)
+    extractor = replace(extractor, dtype=resolve_dtype(dtype, "cuda" if plan.gpus else "cpu"))
     identity = fingerprint(extractor, masking, tokenizer, store_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":
-        plan_units(chosen, look(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
+        plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
     schema = gradient_schema(
         dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
     )
-    work = Work(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
-    sweep(run.out)
-    before = look(run.out)
+    job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
+    remove_partial_files(run.out)
+    before = scan_output(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
     if len(before.ids):
         log.info("extract: %d of them are done already", len(before.ids))
     began = time.perf_counter()
-    with explain(), progress_bar("extract", chosen.rows, "conversation") as bar:
+    with unwrap_task_errors(), progress_bar("extract", chosen.rows, "conversation") as bar:
         bar.update(len(before.ids))
-        done, session = work_off(chosen, work, before, per_file, bar)
+        completed, session = run_units(chosen, job, before, per_file, bar)
     seconds = time.perf_counter() - began
-    counts = done.counts
+    counts = completed.counts
     if not counts["rows"]:
         raise UserError(f"no conversation has a usable {representation}: {run.out.url_of(REJECTS)} says why for each")
     rate = session["tokens"] / max(seconds, 1e-9)

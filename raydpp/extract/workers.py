@@ -1,4 +1,4 @@
-"""What the workers of extract do: the tasks that read and tokenise, and the actors that hold the model."""
+"""The workers of extract: tasks that read and tokenise units, actors that hold the model, and Ray Data between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -18,24 +19,36 @@ from raydpp.cluster import ActorPlan
 from raydpp.errors import RowError, UserError
 from raydpp.extract.isolation import Features, IsolatedExtractor
 from raydpp.extract.sample import Sample
-from raydpp.extract.units import REJECTS, Done, Unit, look, plan_units
+from raydpp.extract.units import REJECTS, Completed, Unit, plan_units, scan_output
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExampleFeatures, Extractor, ExtractorConfig, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize, tokenize_text
+from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, vector_array, write_table
 
-COUNTS = ("rows", "rejects", "tokens", "padded_tokens")
-"""What the actors report of every unit, beside its seconds."""
+COUNTS = ("rows", "rejects", "tokens", "padded_tokens", "model_seconds")
+"""What an actor reports of a unit."""
+
+_REPORT = pa.schema(
+    [*((name, pa.int64()) for name in COUNTS[:-1]), ("model_seconds", pa.float64()), ("error", pa.string())]
+)
+_TOKENIZED = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("ids", pa.list_(pa.int32())),
+        ("response", pa.list_(pa.bool_())),
+        ("truncated", pa.bool_()),
+        ("reason", pa.string()),  # null where the row can be used
+    ]
+)
+_LIGHT = 0.25  # CPUs of a task that reads and tokenises beside the actors
 
 
 @dataclass(frozen=True)
-class Work:
-    """What the tasks and actors need to know.
-
-    ``attempt`` is what run.json must still say when something is to be written: a worker of a run that another one has
-    taken over must not write any more.
-    """
+class ExtractJob:
+    """What the tasks and actors need; ``attempt`` stands in run.json until another run takes the folder over."""
 
     corpus: Folder
     out: Folder
@@ -46,21 +59,84 @@ class Work:
     plan: ActorPlan
 
 
-_cached_tokenizer = functools.cache(load_tokenizer)  # once a worker process
+def run_units(
+    chosen: Sample, job: ExtractJob, completed: Completed, size: int, bar: Any
+) -> tuple[Completed, dict[str, float]]:
+    """Work on what is not completed yet; what is completed then, and the COUNTS of this session.
+
+    Raises:
+        UserError: The job cannot go on.
+        RuntimeError: Conversations are missing in the end.
+    """
+    session: dict[str, float] = dict.fromkeys(COUNTS, 0)
+    if units := plan_units(chosen, completed, size, job.attempt):
+        for report in _reports(units, job):
+            if report["error"]:
+                raise UserError(report["error"])
+            bar.update(report["rows"] + report["rejects"])
+            for name in COUNTS:
+                session[name] += report[name]
+        completed = scan_output(job.out)
+    if len(completed.ids) != chosen.rows:
+        raise RuntimeError(f"{chosen.rows} conversations went in, but {len(completed.ids)} came out: run it again")
+    return completed, session
 
 
-def tokenize_unit(unit: Unit, work: Work) -> pa.Table:
-    """Some corpus rows -> unit, id, source, ids, response, truncated, reason (null where the row can be used)."""
+def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
+    """What the actors report of each unit, in the order in which they finish."""
+    import ray
+    from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+    blocks = [
+        pa.table({"name": [unit.name], "file": [unit.part.name], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
+        for unit in units
+    ]
+    tokenised = ray.data.from_arrow(blocks).map_batches(
+        functools.partial(_tokenise, job=job), batch_format="pyarrow", batch_size=None, num_cpus=_LIGHT
+    )
+    # Ray does a unit again, as often as it takes, whose actor or node is gone: what an example could do to its process
+    # happens in a process apart, so that no unit can take one actor after the other with it.
+    # The internal name, as the public one wants a batch size for GPUs: a batch is a unit, whatever its size.
+    reports = tokenised.map_batches_internal(
+        FeatureActor,
+        fn_constructor_args=(job,),
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(min_size=job.plan.least, max_size=job.plan.most),
+        num_cpus=job.plan.cpus,
+        num_gpus=job.plan.gpus,
+    )
+    # By value: what an actor is made of, a few kilobytes here. Ray Data 2.60 would put it into the object store, for
+    # which it has no option (ray-project/ray#57733), and Ray's core prints an error about actors whose arguments can
+    # be lost. Inside the actor's own description they cannot.
+    with mock.patch.multiple(
+        ActorPoolMapOperator,
+        _data_context_ref=property(lambda pool: pool.data_context),
+        _map_transformer_ref=property(lambda pool: pool._map_transformer),
+    ):
+        yield from reports.iter_rows()
+
+
+def _tokenise(table: pa.Table, job: ExtractJob) -> pa.Table:
+    (row,) = table.to_pylist()
+    return tokenize_unit(Unit(row["name"], Part(job.corpus, row["file"]), np.asarray(row["rows"], np.int64)), job)
+
+
+def tokenize_unit(unit: Unit, job: ExtractJob) -> pa.Table:
+    """The unit's conversations as the model reads them, or the reason why one cannot be used: _TOKENIZED."""
     rows: list[dict[str, Any]] = []
     for row in unit.read(["id", "source", "messages"]).to_pylist():
-        example: dict[str, Any] = {"ids": None, "response": None, "truncated": False, "reason": None}
+        found: dict[str, Any] = {"unit": unit.name, "id": row["id"], "source": row["source"], "truncated": False}
         try:
-            done = tokenize_row(row["messages"], work.extractor, work.masking)
-            example |= {"ids": done.ids, "response": done.response, "truncated": done.truncated}
+            example = tokenize_row(row["messages"], job.extractor, job.masking)
+            found |= {"ids": example.ids, "response": example.response, "truncated": example.truncated}
         except RowError as error:
-            example["reason"] = str(error)
-        rows.append({"unit": unit.name, "id": row["id"], "source": row["source"], **example})
+            found["reason"] = str(error)
+        rows.append(found)
     return pa.Table.from_pylist(rows, schema=_TOKENIZED)
+
+
+_cached_tokenizer = functools.cache(load_tokenizer)  # once a worker process
 
 
 def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) -> TokenizedExample:
@@ -68,7 +144,7 @@ def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) ->
     tokenizer = _cached_tokenizer(extractor.model)
     try:
         if extractor.representation == "embedding":
-            return tokenize_text(messages, tokenizer, masking.max_length)
+            return tokenize_for_encoder(messages, tokenizer, masking.max_length)
         return tokenize(messages, tokenizer, masking)
     except RowError:
         raise
@@ -76,32 +152,11 @@ def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) ->
         raise RowError(f"the tokenizer failed on this row: {type(error).__name__}: {error}") from error
 
 
-_TOKENIZED = pa.schema(
-    [
-        ("unit", pa.string()),
-        ("id", pa.string()),
-        ("source", pa.string()),
-        ("ids", pa.list_(pa.int32())),
-        ("response", pa.list_(pa.bool_())),
-        ("truncated", pa.bool_()),
-        ("reason", pa.string()),
-    ]
-)
-
-
-def tokenized_examples(table: pa.Table) -> list[TokenizedExample]:
-    """The rows of such a table that have tokens."""
-    return [
-        TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["truncated"])
-        for row in table.select(["ids", "response", "truncated"]).to_pylist()
-    ]
-
-
 class FeatureActor:
-    """Holds the model; turns one unit into one Parquet file, and reports the counts, or why the job must end."""
+    """Holds the model; turns a tokenised unit into its files, and reports COUNTS, or the error that ends the job."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, job: ExtractJob) -> None:
+        self._job = job
         self._extractor: IsolatedExtractor | UserError
         try:
             self._extractor = IsolatedExtractor(self.loader())
@@ -110,38 +165,50 @@ class FeatureActor:
 
     def loader(self) -> Callable[[], Features]:
         """What makes the extractor, in the model's own process."""
-        return functools.partial(_load, self._work.extractor, self._work.plan)
+        return functools.partial(_load, self._job.extractor, self._job.plan)
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        try:
+            report = self._extract(table)
+        except UserError as error:
+            report = {"error": str(error)}
+        return pa.Table.from_pylist([report], schema=_REPORT)
+
+    def _extract(self, table: pa.Table) -> dict[str, Any]:
         if isinstance(self._extractor, UserError):
-            return _report(error=str(self._extractor))
+            raise self._extractor
         began = time.perf_counter()
         usable = table.filter(pc.is_null(table["reason"]))
-        examples = tokenized_examples(usable)
-        try:
-            result = self._extractor(examples)
-        except UserError as error:
-            return _report(error=str(error))
+        examples = [
+            TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["truncated"])
+            for row in usable.select(["ids", "response", "truncated"]).to_pylist()
+        ]
+        result = self._extractor(examples)
         seconds = time.perf_counter() - began
         good = pa.array([reason is None for reason in result.reasons], pa.bool_())
-        features = self._work.schema.empty_table()
+        features = self._job.schema.empty_table()
         if None in result.reasons:  # else neither D nor the scores are known
-            features = feature_table(usable, examples, result, self._work.schema).filter(good)
+            features = feature_table(usable, examples, result, self._job.schema).filter(good)
+        refused = table.filter(pc.is_valid(table["reason"]))
         failed = usable.drop_columns("reason").append_column("reason", pa.array(result.reasons, pa.string()))
-        rejects = _rejects(table.filter(pc.is_valid(table["reason"]))) + _rejects(failed.filter(pc.invert(good)))
-        if taken := taken_over(self._work):
-            return _report(error=taken)
+        failed = failed.filter(pc.invert(good))
+        rejects = [row for part in (refused, failed) for row in part.select(["id", "source", "reason"]).to_pylist()]
+        require_attempt(self._job)
         name = table["unit"][0].as_py()
-        if rejects:  # first: a table without its rejects would look whole
-            self._work.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
+        # The rejects first: a unit whose Parquet file is there, which is what people look at, is whole.
+        if rejects:
+            self._job.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
         if features.num_rows:
-            write_table(self._work.out, f"{GRADIENTS}/{name}.parquet", features)
+            write_table(self._job.out, f"{GRADIENTS}/{name}.parquet", features)
         tokens = sum(len(example.ids) for example in examples)
-        return _report(len(features), len(rejects), tokens, result.padded_tokens, seconds)
+        counts = (len(features), len(rejects), tokens, result.padded_tokens, seconds)
+        return dict(zip(COUNTS, counts, strict=True))
 
 
-def _load(config: ExtractorConfig, plan: ActorPlan) -> Extractor:
+def _load(config: ExtractorConfig, plan: ActorPlan) -> Features:
     import torch
+
+    from raydpp.gradients.representations import load_extractor
 
     if not plan.gpus:
         torch.set_num_threads(plan.threads)
@@ -151,7 +218,7 @@ def _load(config: ExtractorConfig, plan: ActorPlan) -> Extractor:
 def feature_table(
     usable: pa.Table, examples: list[TokenizedExample], result: ExampleFeatures, schema: pa.Schema
 ) -> pa.Table:
-    """The rows of the gradient table for tokenised examples."""
+    """The rows of the gradient table for n tokenised examples."""
     length = np.array([len(example.ids) for example in examples], np.int32)  # (n,)
     response = np.array([example.response.sum() for example in examples], np.int32)  # (n,)
     columns = {
@@ -169,91 +236,10 @@ def feature_table(
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def taken_over(work: Work) -> str | None:
-    """In words, that another run has taken over the folder; None while it has not."""
-    record = json.loads(work.out.read_text(runs.RECORD) or "{}")
-    if record.get("attempt") == work.attempt:
-        return None
-    return f"--out {work.out} was taken over by another run of the same command, which goes on; this one has ended"
-
-
-def _report(
-    rows: int = 0,
-    rejects: int = 0,
-    tokens: int = 0,
-    padded_tokens: int = 0,
-    seconds: float = 0.0,
-    error: str | None = None,
-) -> pa.Table:
-    values = (*zip(COUNTS, (rows, rejects, tokens, padded_tokens), strict=True), ("seconds", seconds))
-    columns = {name: [value] for name, value in values}
-    return pa.table({**columns, "error": pa.array([error], pa.string())})
-
-
-def _rejects(table: pa.Table) -> list[dict[str, Any]]:
-    return table.select(["id", "source", "reason"]).to_pylist()
-
-
-_LIGHT = 0.25  # CPUs: reading and tokenising beside the actors
-
-
-def work_off(chosen: Sample, work: Work, done: Done, size: int, bar: Any) -> tuple[Done, dict[str, float]]:
-    """Do what is not done yet.
-
-    Args:
-        chosen: The conversations that take part.
-        work: What is done with them.
-        done: What need not be done again.
-        size: Conversations in one unit.
-        bar: Progress, in conversations.
-
-    Returns:
-        What is done now, and what this session did of it: COUNTS and ``model_seconds``.
-
-    Raises:
-        UserError: The job cannot go on, in words.
-        RuntimeError: Conversations are missing in the end.
-    """
-    session: dict[str, float] = dict.fromkeys((*COUNTS, "seconds"), 0)
-    if units := plan_units(chosen, done, size, work.attempt):
-        for report in _reports(units, work):
-            if report["error"]:
-                raise UserError(report["error"])
-            bar.update(report["rows"] + report["rejects"])
-            for name in session:
-                session[name] += report[name]
-        done = look(work.out)
-    if len(done.ids) != chosen.rows:
-        raise RuntimeError(f"{chosen.rows} conversations went in, but {len(done.ids)} came out: run it again")
-    return done, {"model_seconds" if name == "seconds" else name: value for name, value in session.items()}
-
-
-def _reports(units: list[Unit], work: Work) -> Iterator[dict[str, Any]]:
-    """Do units on the cluster; what the actors report of each, as they finish."""
-    import ray
-
-    blocks = [
-        pa.table({"name": [unit.name], "file": [unit.part.name], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
-        for unit in units
-    ]
-    tokenised = ray.data.from_arrow(blocks).map_batches(
-        functools.partial(_tokenise, work=work), batch_format="pyarrow", batch_size=None, num_cpus=_LIGHT
-    )
-    # Ray does a unit again, as often as it takes, whose actor or node is gone: what an example could do to its process
-    # happens in a process apart, so that no unit can take one actor after the other with it.
-    # The internal name, as the public one wants a batch size for GPUs: a batch is a unit, whatever its size.
-    reports = tokenised.map_batches_internal(
-        FeatureActor,
-        fn_constructor_args=(work,),
-        batch_format="pyarrow",
-        batch_size=None,
-        compute=ray.data.ActorPoolStrategy(min_size=work.plan.least, max_size=work.plan.most),
-        num_cpus=work.plan.cpus,
-        num_gpus=work.plan.gpus,
-    )
-    yield from reports.iter_rows()
-
-
-def _tokenise(table: pa.Table, work: Work) -> pa.Table:
-    (row,) = table.to_pylist()
-    return tokenize_unit(Unit(row["name"], Part(work.corpus, row["file"]), np.asarray(row["rows"], np.int64)), work)
+def require_attempt(job: ExtractJob) -> None:
+    """UserError where another run has taken over the folder: this one must not write to it any more."""
+    record = json.loads(job.out.read_text(runs.RECORD) or "{}")
+    if record.get("attempt") != job.attempt:
+        raise UserError(
+            f"--out {job.out} was taken over by another run of the same command, which goes on; this one has ended"
+        )

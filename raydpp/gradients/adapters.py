@@ -1,12 +1,13 @@
-"""Which layers' gradients describe an example, and through which adapter they are seen.
+"""Which layers' gradients describe an example, and through which adapter.
 
-Three kinds, all turned into a list of sites, each a linear layer with a name and the shape of its gradient:
+Each of the three kinds becomes a list of target layers: linear layers with a name and the shape of their gradient.
 
-- a fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685): B = 0, so that the gradient of A, being B^T times something,
-  is exactly zero and is left out; B's is the full weight's gradient times A^T. The adapter itself changes nothing the
-  model computes, so it is never put into the model: the layer's own inputs are multiplied by A, and that is all;
-- a LoRA adapter that PEFT has trained and saved: both A and B count, and the model computes with it;
-- the full weights of the linear layers (their biases are left out).
+- A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) has B = 0, so that the gradient of A, being B^T times
+  something, is exactly zero and is left out; B's is the full weight's gradient times A^T. The adapter changes nothing
+  that the model computes, so it is never put into the model: the layer's own inputs are multiplied by A, and that is
+  all.
+- Of a LoRA adapter that PEFT has trained and saved both A and B count, and the model computes with it.
+- The full weights are those of the linear layers, without their biases.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,63 +24,39 @@ import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter
 from raydpp.gradients.projection import derived_generator
-
-FULL_WEIGHTS = "full-weights"
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The parameters whose gradients are taken.
-
-    Attributes:
-        kind: "fresh" for a new LoRA adapter, "full-weights" for the layers' own weights, else the folder (or hub name)
-            of an adapter saved by PEFT.
-        rank: r of a fresh adapter.
-        targets: "all-linear", or the module names (suffixes) that a fresh adapter goes on.
-        seed: Seeds the A matrices of a fresh adapter; each also depends on its module's name.
-        layers: "all", "last:N" for the last N transformer blocks, or a regular expression that module names are
-            searched for. The backward pass ends at the first of them.
-    """
-
-    kind: str = "fresh"
-    rank: int = 8
-    targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 0
-    layers: str = "all"
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class TargetLayer:
     """One linear layer whose gradient is captured.
 
     Attributes:
         name: Its name in the model, with .lora_A or .lora_B after it where the gradient is an adapter's.
         module: Maps (n, s, features) to (n, s, outputs).
-        outputs, inputs: The shape of the gradient.
-        input_map: (inputs, features), what the module's inputs are multiplied by first (a fresh adapter's A), or None.
+        shape: (outputs, inputs) of the gradient.
+        lora_a: (inputs, features), a fresh adapter's A, by which the module's inputs are multiplied first; else None.
     """
 
     name: str
     module: nn.Module
-    outputs: int
-    inputs: int
-    input_map: Tensor | None = None
+    shape: tuple[int, int]
+    lora_a: Tensor | None = None
 
 
-def adapt(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Site]]:
-    """The frozen model in evaluation mode (with the adapter, where it is a trained one), and its sites.
+def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[TargetLayer]]:
+    """The frozen model in evaluation mode (with the adapter, where it is a trained one), and its target layers.
 
-    Raises:
-        UserError: The adapter cannot be put on this model, or no layer matches.
+    UserError where the adapter cannot be put on this model, or no layer matches.
     """
     if adapter.kind == "fresh":
-        sites = _fresh(model, adapter)
+        layers = _fresh(model, adapter)
     elif adapter.kind == FULL_WEIGHTS:
-        sites = _full_weights(model, adapter)
+        layers = _full_weights(model, adapter)
     else:
-        model, sites = _trained(model, adapter)
-    return model.requires_grad_(False).eval(), sites
+        model, layers = _trained(model, adapter)
+    return model.requires_grad_(False).eval(), layers
 
 
 def choose_layers(names: Iterable[str], layers: str) -> list[str]:
@@ -89,7 +66,7 @@ def choose_layers(names: Iterable[str], layers: str) -> list[str]:
         return names
     if last := re.fullmatch(r"last:(\d+)", layers):
         blocks = sorted({block for name in names if (block := _block(name)) is not None})
-        kept = set(blocks[len(blocks) - int(last[1]) :] if int(last[1]) < len(blocks) else blocks)
+        kept = blocks[max(0, len(blocks) - int(last[1])) :]
         chosen = [name for name in names if _block(name) in kept]
     else:
         try:
@@ -110,7 +87,7 @@ def _block(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def _fresh(model: nn.Module, adapter: Adapter) -> list[Site]:
+def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     from peft import LoraConfig, get_peft_model
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
@@ -132,28 +109,28 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[Site]:
             f"LoRA on {targets!r} of this model would not only be on linear layers ({wrong}), and only theirs is"
             " captured: name linear layers with --lora-targets, or use --adapter full-weights"
         )
-    sites = []
+    layers = []
     for name in choose_layers(names, adapter.layers):
         module = model.get_submodule(name)
-        outputs, inputs = weight_shape(module)
+        outputs, inputs = _weight_shape(module)
         bound = 1 / math.sqrt(inputs)  # PEFT's own distribution of A
         draw = derived_generator(adapter.seed, f"{name}.lora_A", "lora_A")
         values = draw.uniform(-bound, bound, size=(adapter.rank, inputs)).astype(np.float32)  # (r, inputs)
         weight = next(module.parameters())
         a = torch.from_numpy(values).to(weight.device, weight.dtype)
-        sites.append(Site(f"{name}.lora_B", module, outputs, adapter.rank, a))
-    return sites
+        layers.append(TargetLayer(f"{name}.lora_B", module, (outputs, adapter.rank), a))
+    return layers
 
 
-def _full_weights(model: nn.Module, adapter: Adapter) -> list[Site]:
+def _full_weights(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     head = getattr(model, "get_output_embeddings", lambda: None)()
     linear = {name: module for name, module in model.named_modules() if _is_linear(module) and module is not head}
     return [
-        Site(name, linear[name], *weight_shape(linear[name])) for name in choose_layers(list(linear), adapter.layers)
+        TargetLayer(name, linear[name], _weight_shape(linear[name])) for name in choose_layers(linear, adapter.layers)
     ]
 
 
-def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Site]]:
+def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[TargetLayer]]:
     from peft import PeftModel
 
     try:
@@ -167,10 +144,10 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Site]]
             f"the adapter {adapter.kind!r} could not be loaded: {reason}. Give fresh, {FULL_WEIGHTS}, or a folder that"
             " PEFT's save_pretrained wrote for this model"
         ) from error
-    modules = {
-        name: module
+    modules = {  # model.layers.0.self_attn.q_proj.lora_B, without PEFT's own prefix and the adapter's name
+        found[1]: module
         for name, module in adapted.named_modules()
-        if re.search(r"\.lora_[AB]\.\w+$", name) and isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and (found := re.fullmatch(r"base_model\.model\.(.+\.lora_[AB])\.\w+", name))
     }
     captured = {id(parameter) for module in modules.values() for parameter in module.parameters()}
     others = [n for n, p in adapted.named_parameters() if p.requires_grad and id(p) not in captured]
@@ -181,32 +158,21 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Site]]
             f"the adapter {adapter.kind!r} trains {others[0] if others else 'no linear layer'}: only plain LoRA on"
             " linear layers is captured (no DoRA, no biases, embeddings, experts or modules_to_save)"
         )
-    by_name = {_plain(name): module for name, module in modules.items()}
-    chosen = set(choose_layers(dict.fromkeys(name.rsplit(".", 1)[0] for name in by_name), adapter.layers))
-    sites = [
-        Site(name, module, *weight_shape(module))
-        for name, module in by_name.items()
+    adapted_names = dict.fromkeys(name.rsplit(".", 1)[0] for name in modules)
+    chosen = set(choose_layers(adapted_names, adapter.layers))
+    return adapted, [
+        TargetLayer(name, module, _weight_shape(module))
+        for name, module in modules.items()
         if name.rsplit(".", 1)[0] in chosen
     ]
-    return adapted, sites
-
-
-def _plain(name: str) -> str:
-    """A PEFT module's name without PEFT's own prefix and adapter name: model.layers.0.self_attn.q_proj.lora_B."""
-    return re.sub(r"(\.lora_[AB])\.\w+$", r"\1", name.removeprefix("base_model.model."))
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def weight_shape(module: nn.Module) -> tuple[int, int]:
+def _weight_shape(module: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a linear layer; transformers' Conv1D (GPT-2) keeps its weight the other way round."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     rows, columns = weight.shape
     return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
-
-
-def site_shapes(sites: Sequence[Site]) -> dict[str, tuple[int, int]]:
-    """(outputs, inputs) of every site's gradient, by its name."""
-    return {site.name: (site.outputs, site.inputs) for site in sites}

@@ -16,7 +16,7 @@ from torch import Tensor
 from raydpp.gradients.tokenization import TokenizedExample
 
 OneBatch = Callable[[list[TokenizedExample]], Mapping[str, Tensor]]
-"""What a model does to the n examples of one batch: tensors with n rows, by name."""
+"""What a model makes of the n examples of one batch: tensors with n rows, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +27,18 @@ class BatchedRows:
         columns: Arrays with one row an example, in the order they were given; rows with a reason hold zeros.
         reasons: Why an example has no row, or None, for each.
         padded_tokens: Token positions that were computed, padding included.
-        batches: How many forward passes that took.
     """
 
     columns: dict[str, np.ndarray]
     reasons: list[str | None]
     padded_tokens: int
-    batches: int
 
 
 class TokenBatches:
     """Runs a model over examples in batches, the longest first, so that a budget too large shows at once.
 
-    Args:
-        budget: The most token positions of one batch, padding included; a longer example goes alone. After a batch
-            that ran out of memory the budget is half of what that batch had, for all that come after it.
+    The budget is the most token positions of one batch, padding included; a longer example goes alone. After a batch
+    that ran out of memory it is half of what that batch had, for all that come after it.
     """
 
     def __init__(self, budget: int) -> None:
@@ -51,30 +48,29 @@ class TokenBatches:
         """Every example through ``one_batch``; torch.AcceleratorError passes, since its device is lost."""
         lengths = [len(example.ids) for example in examples]
         waiting = sorted(range(len(examples)), key=lambda i: lengths[i])
-        stack: list[list[int]] = []  # halves of batches with a bad example: the next to do
+        halves: list[list[int]] = []  # of batches with a bad example: the next to do
         reasons: list[str | None] = [None] * len(examples)
         done: list[tuple[list[int], Mapping[str, Tensor]]] = []
-        padded = batches = 0
-        while waiting or stack:
-            batch = stack.pop() if stack else take_batch(waiting, lengths, self.budget)
+        padded = 0
+        while waiting or halves:
+            batch = halves.pop() if halves else take_batch(waiting, lengths, self.budget)
             size = len(batch) * max(lengths[i] for i in batch)
-            batches += 1
             padded += size
             found, reason = _attempt(one_batch, [examples[i] for i in batch])
             if found is not None:
                 done.append((batch, found))
                 continue
-            if reason is None:  # out of memory
+            if reason is None:  # out of memory: no later batch is to be larger than half of this one
                 self.budget = min(self.budget, max(1, size // 2))
             if reason is None and len(batch) > 1:
-                waiting += batch[::-1]  # the same again, in batches within the new budget
-            elif len(batch) > 1:
-                stack += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
+                waiting += batch[::-1]  # the same examples again, the longest last, in batches within the new budget
+            elif len(batch) > 1:  # an example in it is bad: halves of halves lead to it
+                halves += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             else:
                 reasons[batch[0]] = reason or (
                     f"out of memory on {lengths[batch[0]]} tokens alone: a smaller --max-length would let it fit"
                 )
-        return BatchedRows(_in_order(done, len(examples)), reasons, padded, batches)
+        return BatchedRows(_in_order(done, len(examples)), reasons, padded)
 
 
 def take_batch(waiting: list[int], lengths: Sequence[int], budget: int) -> list[int]:
@@ -93,14 +89,12 @@ def _attempt(one_batch: OneBatch, batch: list[TokenizedExample]) -> tuple[Mappin
     except getattr(torch, "AcceleratorError", ()):
         raise
     except Exception as error:  # any: whatever a model raises on one example must not end the job
-        if _is_out_of_memory(error):
-            found, reason = None, None
-        else:
-            text = (str(error).strip() or "no message").splitlines()[0]
-            found, reason = None, f"the model failed on this example: {type(error).__name__}: {text}"
+        text = (str(error).strip() or "no message").splitlines()[0]
+        failed = f"the model failed on this example: {type(error).__name__}: {text}"
+        reason = None if _is_out_of_memory(error) else failed
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # outside of the except block: its traceback holds the batch's tensors
-    return found, reason
+    return None, reason
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -114,7 +108,7 @@ def _in_order(done: Sequence[tuple[list[int], Mapping[str, Tensor]]], rows: int)
     columns: dict[str, np.ndarray] = {}
     for batch, found in done:  # only here are results brought to the CPU: a GPU is never waited for between batches
         for name, values in found.items():
-            array = values.detach().to(torch.float64 if values.dtype == torch.float64 else torch.float32).cpu().numpy()
+            array = at_least_float32(values.detach()).cpu().numpy()
             if name not in columns:
                 columns[name] = np.zeros((rows, *array.shape[1:]), array.dtype)
             columns[name][batch] = array
@@ -142,3 +136,7 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -7,16 +7,14 @@ gradient of any weight is computed, and no example's full gradient is ever forme
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from raydpp.gradients.adapters import Site
-from raydpp.gradients.projection import Projection
+from raydpp.gradients.adapters import TargetLayer
+from raydpp.gradients.projection import KroneckerProjection
 
 
 class GradientCapture:
@@ -24,70 +22,58 @@ class GradientCapture:
 
     Every parameter of the model must be frozen (``requires_grad`` false): the first captured layer's output starts
     the graph, so nothing before it is differentiated. The loss must be a SUM over examples, so that an example's
-    gradient does not depend on its neighbours. Forward passes without gradients (``torch.no_grad``) pass unnoticed.
-
-    Args:
-        sites: The linear layers: modules mapping (n, s, features) to (n, s, outputs), or (n * s, features) to
-            (n * s, outputs).
-        projection: The map, made for these sites.
-        dtype: In which the projected gradients are summed.
+    gradient does not depend on its neighbours. Forward passes without gradients (``torch.no_grad``) do not count. The
+    projected gradients are summed in ``dtype``.
     """
 
-    def __init__(self, sites: Sequence[Site], projection: Projection, dtype: torch.dtype = torch.float32) -> None:
-        self._sites = sites
+    def __init__(
+        self, layers: Sequence[TargetLayer], projection: KroneckerProjection, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._layers = layers
         self._projection = projection
         self._dtype = dtype
-        self._handles: list[RemovableHandle] = []
         self._total: Tensor | None = None  # (n, D)
-        self._examples = 1
-        self.reached: set[str] = set()  # names of the sites whose gradients have come
+        self.reached: set[str] = set()  # names of the layers whose gradients have come
 
-    def __call__(self, examples: int) -> GradientCapture:
-        """The context for a batch of so many examples."""
-        self._examples = examples
-        return self
-
-    def __enter__(self) -> GradientCapture:
-        self._total = None
-        for site in self._sites:
-            self._handles.append(site.module.register_forward_hook(self._keep_inputs(site)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._total = None
-
-    def _keep_inputs(self, site: Site) -> Any:
-        def forward_hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            if not torch.is_grad_enabled():
-                return
-            # Some models hand their layers all positions of all examples in one row: (n * s, features).
-            inputs = arguments[0].detach().reshape(self._examples, -1, arguments[0].shape[-1])  # (n, s, features)
-            if site.input_map is not None:
-                inputs = inputs @ site.input_map.T  # (n, s, inputs)
-            inputs = self._projection.reduce_inputs(site.name, inputs)
-            if not output.requires_grad:
-                output.requires_grad_(True)  # the graph starts here: nothing upstream needs a gradient
-
-            def backward_hook(gradient: Tensor) -> None:  # (n, s, outputs)
-                if self._total is None:
-                    shape = (len(inputs), self._projection.dimension)
-                    self._total = torch.zeros(shape, dtype=self._dtype, device=inputs.device)
-                self.reached.add(site.name)
-                gradient = gradient.reshape(len(inputs), inputs.shape[1], -1)
-                self._projection.add_layer(self._total, site.name, inputs, gradient)
-
-            output.register_hook(backward_hook)
-
-        return forward_hook
+    @contextmanager
+    def __call__(self, examples: int) -> Iterator[None]:
+        handles = [layer.module.register_forward_hook(self._forward_hook(layer, examples)) for layer in self._layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._total = None
 
     def projected(self) -> Tensor:
-        """The (n, D) projected gradients of the backward pass since the last call; forgets them."""
+        """The (n, D) projected gradients of the backward passes since the last call; forgets them."""
         if self._total is None:
             raise RuntimeError("no backward pass has reached a captured layer")
         total, self._total = self._total, None
         return total
+
+    def _forward_hook(self, layer: TargetLayer, examples: int) -> Callable[..., None]:
+        def keep_inputs(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            if not torch.is_grad_enabled():
+                return
+            # The forward pass comes by here: the layer's inputs a_s. Some models hand their layers all positions of
+            # all examples in one row: (n * s, features).
+            inputs = arguments[0].detach().reshape(examples, -1, arguments[0].shape[-1])  # (n, s, features)
+            if layer.lora_a is not None:
+                inputs = inputs @ layer.lora_a.T  # (n, s, inputs)
+            reduced = self._projection.reduce_inputs(layer.name, inputs)  # (n, s, rows)
+            if not output.requires_grad:
+                output.requires_grad_(True)  # the graph starts here: nothing upstream needs a gradient
+
+            def add_gradient(gradient: Tensor) -> None:
+                # The backward pass comes by here: the gradients g_s at the layer's outputs.
+                if self._total is None:
+                    shape = (examples, self._projection.dimension)
+                    self._total = torch.zeros(shape, dtype=self._dtype, device=reduced.device)
+                self.reached.add(layer.name)
+                gradient = gradient.reshape(examples, reduced.shape[1], -1)  # (n, s, outputs)
+                self._projection.add_layer(self._total, layer.name, reduced, gradient)
+
+            output.register_hook(add_gradient)
+
+        return keep_inputs

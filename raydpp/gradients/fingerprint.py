@@ -7,10 +7,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from raydpp.gradients.adapters import FULL_WEIGHTS
+from raydpp.gradients.config import FULL_WEIGHTS, ExtractorConfig, Masking
 from raydpp.gradients.model import revision
-from raydpp.gradients.representations import ExtractorConfig
-from raydpp.gradients.tokenization import Masking, template_of
+from raydpp.gradients.tokenization import template_of
 
 
 def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, store_as: str) -> dict[str, Any]:
@@ -35,7 +34,7 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
             adapter = {"kind": "trained LoRA", "digest": revision(adapter["kind"]), "layers": adapter["layers"]}
         found["adapter"] = adapter
         found["projection"] = {
-            "kind": extractor.projection,
+            "kind": "kronecker",
             "dimension": extractor.dimension,
             "seed": extractor.projection_seed,
         }

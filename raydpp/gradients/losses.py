@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raydpp.gradients.batches import at_least_float32
+
 _CHUNK_BYTES = 64 * 2**20  # of float32 logits
 _CHUNK_BYTES_GPU = 512 * 2**20
 _FEWEST = 8
@@ -23,54 +25,38 @@ times less exact, which a deep model made into relative errors of 3e-4 of a grad
 class ResponseLoss:
     """Mean negative log-likelihood of every example's own response tokens, in nats.
 
-    Args:
-        model: A causal language model of transformers, or PEFT's wrapper of one.
-        captured: Modules with hooks, which must see themselves called.
-
-    Where the model is a decoder followed by one linear head (found out by comparing the two on a few tokens), the head
-    is applied in chunks; a model that does more to its logits (caps or scales them, say) is called as it is.
+    The model is a causal one of transformers, or PEFT's wrapper of one; the ``captured`` modules have hooks, and so
+    must be called themselves. Where the model is a decoder followed by one linear head (found out by comparing the two
+    on a few tokens), these are its ``parts``, and the head is applied in chunks; a model that does more to its logits
+    (caps or scales them, say) is called as it is.
     """
 
     def __init__(self, model: nn.Module, captured: Iterable[nn.Module] = ()) -> None:
         self._model = model
         parts = _decoder_and_head(model)
-        self._parts = None if parts and any(module is parts[1] for module in captured) else parts
-
-    @property
-    def chunked(self) -> bool:
-        """Whether the head is applied in chunks."""
-        return self._parts is not None
+        self.parts = None if parts and any(module is parts[1] for module in captured) else parts
 
     def __call__(self, ids: Tensor, response: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Losses, and what they were predicted from.
+        """(n,) losses in at least float32, and the (n, s, H) last hidden states (None where there are no ``parts``).
 
-        Args:
-            ids: (n, s) token ids, padded on the right.
-            response: (n, s) bool, the tokens that count; every example has one, and none is its first token.
-
-        Returns:
-            (n,) losses in the precision of the sum (at least float32), and the last hidden states (n, s, H), which are
-            None where the model was called as it is.
+        ``ids`` (n, s) are padded on the right; ``response`` (n, s) is true at one token or more of every example, but
+        never at its first.
         """
         predicts = response[:, 1:]  # (n, s - 1): position p predicts token p + 1
         row, column = torch.nonzero(predicts, as_tuple=True)  # (t,) each
         target = ids[row, column + 1]  # (t,)
         hidden = None
-        if self._parts is not None:
-            decoder, head = self._parts
+        if self.parts is not None:
+            decoder, head = self.parts
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (n, s, H)
             nats = _ChunkedCrossEntropy.apply(hidden[row, column], head.weight, head.bias, target)  # (t,)
         else:
             kept = torch.nonzero(predicts.any(0)).squeeze(1)  # (c,)
             logits = self._model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits  # (n, c, V)
             chosen = logits[predicts[:, kept]]  # (t, V), in the order of row and column
-            nats = nn.functional.cross_entropy(_at_least_float32(chosen), target, reduction="none")  # (t,)
+            nats = nn.functional.cross_entropy(at_least_float32(chosen), target, reduction="none")  # (t,)
         total = torch.zeros(len(ids), dtype=nats.dtype, device=nats.device).index_add(0, row, nats)
         return total / predicts.sum(1), hidden
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float64 else values.float()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -78,8 +64,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-        double = hidden.dtype == torch.float64
-        nats = torch.empty(len(hidden), dtype=torch.float64 if double else torch.float32, device=hidden.device)
+        precision = torch.promote_types(hidden.dtype, torch.float32)
+        nats = torch.empty(len(hidden), dtype=precision, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None  # (t, H), of each token's own nats
         limit = _CHUNK_BYTES if hidden.device.type == "cpu" else _CHUNK_BYTES_GPU
         step = max(1, limit // (4 * len(weight)))
@@ -88,7 +74,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             size, some = len(states), slice(start, start + len(states))
             if size < _FEWEST:
                 states = nn.functional.pad(states, (0, 0, 0, _FEWEST - size))
-            logits = _at_least_float32(nn.functional.linear(states, weight, bias))  # (chunk, V)
+            logits = at_least_float32(nn.functional.linear(states, weight, bias))  # (chunk, V)
             normaliser = torch.logsumexp(logits, 1, keepdim=True)  # (chunk, 1)
             wanted = target[some, None]  # (size, 1)
             nats[some] = (normaliser[:size] - logits[:size].gather(1, wanted))[:, 0]
@@ -115,8 +101,8 @@ def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)  # (1, 8)
     with torch.no_grad():
         states = decoder(input_ids=ids, use_cache=False).last_hidden_state
-        parts = _at_least_float32(head(states))  # (1, 8, V)
-        whole = _at_least_float32(model(input_ids=ids, use_cache=False).logits)
+        parts = at_least_float32(head(states))  # (1, 8, V)
+        whole = at_least_float32(model(input_ids=ids, use_cache=False).logits)
     scale = whole.abs().max()
     same = bool(torch.isfinite(scale)) and bool((parts - whole).abs().max() <= 1e-4 * scale)
     return (decoder, head) if same else None

@@ -13,22 +13,113 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-import torch
-from torch import nn
-
 from raydpp.errors import UserError
+from raydpp.gradients.config import Dtype, resolve_dtype
 
-Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
-def cache_folder() -> Path:
-    """Where converted models are kept: RAYDPP_CACHE, else XDG_CACHE_HOME/raydpp, else ~/.cache/raydpp."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("RAYDPP_CACHE") or Path(base) / "raydpp")
+def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
+    """The frozen language model in evaluation mode on the device. UserError where it cannot be loaded."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, name, device, dtype)
+
+
+def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
+    """The same for a text encoder (or a language model without its head)."""
+    from transformers import AutoModel
+
+    return _load(AutoModel, name, device, dtype)
+
+
+def _load(kind: Any, name: str, device: torch.device, dtype: Dtype) -> nn.Module:
+    import torch
+
+    with _loading(name, "model"):
+        wanted = getattr(torch, resolve_dtype(dtype, device.type))
+        # transformers takes SDPA (flash attention on a GPU) wherever the model has it
+        model: nn.Module = kind.from_pretrained(local_model(name), dtype=wanted)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The model's fast tokenizer. UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    with _loading(name, "tokenizer of"):
+        tokenizer = AutoTokenizer.from_pretrained(local_model(name))
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {name!r} is a slow one, without character offsets: response tokens cannot be"
+            " distinguished from prompt tokens. Use a model with a fast tokenizer (tokenizer.json)"
+        )
+    return tokenizer
+
+
+def load_config(name: str) -> Any:
+    """The model's configuration: cheap, loads no weights. UserError where there is none."""
+    from transformers import AutoConfig
+
+    with _loading(name, "model"):
+        config = AutoConfig.from_pretrained(local_model(name))
+    return config
+
+
+@contextmanager
+def _loading(name: str, what: str) -> Iterator[None]:
+    """Without transformers' progress bars and advice, which would mix with the job's own; any error is a UserError."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError ... for a bad name
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"the {what} {name!r} could not be loaded: {reason}. Give a Hugging Face name that this machine can"
+            " reach, a folder written by save_pretrained, or a .gguf file"
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def revision(name: str) -> str:
+    """What exactly the name stood for: a hub commit, or a local model's hash."""
+    if Path(name).expanduser().exists():
+        return weights_digest(name)
+    return str(getattr(load_config(name), "_commit_hash", None) or "unknown")
+
+
+def weights_digest(path: str) -> str:
+    """A hash of a local model: names, sizes, and the first and last MiB of every file (hex).
+
+    Reading all of a large model would cost minutes; weights that differ nowhere in these places do not occur.
+    """
+    root = Path(path).expanduser()
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            digest.update(stream.read(2**20))
+    return digest.hexdigest()
 
 
 def local_model(name: str) -> str:
@@ -54,13 +145,20 @@ def local_model(name: str) -> str:
     return str(target)
 
 
+def cache_folder() -> Path:
+    """Where converted models are kept: RAYDPP_CACHE, else XDG_CACHE_HOME/raydpp, else ~/.cache/raydpp."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("RAYDPP_CACHE") or Path(base) / "raydpp")
+
+
 def _convert_gguf(source: Path, target: Path) -> None:
     import gguf
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options: dict[str, Any] = {"gguf_file": source.name}
     # Configuration, tokenizer and weights each parse the whole vocabulary, which takes most of the time: once will do.
-    with _quiet_transformers(), mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
+    with mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
         config = AutoConfig.from_pretrained(source.parent, **options)
         AutoTokenizer.from_pretrained(source.parent, **options).save_pretrained(target)
         with torch.device("meta"):
@@ -69,122 +167,3 @@ def _convert_gguf(source: Path, target: Path) -> None:
     # The loaded model calls itself quantised and will not be saved, though its weights are plain by now.
     plain.load_state_dict(weights.state_dict(), assign=True)
     plain.save_pretrained(target)
-
-
-def weights_digest(path: str) -> str:
-    """A hash of a local model: names, sizes, and the first and last MiB of every file (hex).
-
-    Reading all of a large model would cost minutes; weights that differ nowhere in these places do not occur.
-    """
-    root = Path(path).expanduser()
-    digest = hashlib.blake2b(digest_size=16)
-    for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-        size = file.stat().st_size
-        digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read(2**20))
-    return digest.hexdigest()
-
-
-def _quiet_transformers() -> Any:
-    """A context without transformers' progress bars and advice: they would interleave with the job's own."""
-    from contextlib import contextmanager
-
-    from transformers.utils import logging
-
-    @contextmanager
-    def quiet() -> Any:
-        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
-
-    return quiet()
-
-
-def _explained(name: str, what: str, error: Exception) -> UserError:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"the {what} {name!r} could not be loaded: {first_line.rstrip('.')}. Give a Hugging Face name that this machine"
-        " can reach, a folder written by save_pretrained, or a .gguf file"
-    )
-
-
-def load_tokenizer(name: str) -> Any:
-    """The model's fast tokenizer. Raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(local_model(name))
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError ... for a bad name
-        raise _explained(name, "tokenizer of", error) from error
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"the tokenizer of {name!r} is a slow one, without character offsets: response tokens cannot be told"
-            " from prompt tokens. Use a model with a fast tokenizer (tokenizer.json)"
-        )
-    return tokenizer
-
-
-def load_config(name: str) -> Any:
-    """The model's configuration: cheap, loads no weights. Raises UserError where there is none."""
-    from transformers import AutoConfig
-
-    try:
-        with _quiet_transformers():
-            return AutoConfig.from_pretrained(local_model(name))
-    except UserError:
-        raise
-    except Exception as error:
-        raise _explained(name, "model", error) from error
-
-
-def revision(name: str) -> str:
-    """What exactly the name stood for: a hub commit, or a local model's hash."""
-    if Path(name).expanduser().exists():
-        return weights_digest(name)
-    return str(getattr(load_config(name), "_commit_hash", None) or "unknown")
-
-
-def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """float32 on a CPU and bfloat16 on a GPU where "auto"; else as named."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    named: torch.dtype = getattr(torch, dtype)
-    return named
-
-
-def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
-    """The language model in evaluation mode on the device. Raises UserError with words."""
-    from transformers import AutoModelForCausalLM
-
-    return _load(AutoModelForCausalLM, name, device, dtype)
-
-
-def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
-    """A text encoder (or a language model without its head) in evaluation mode. Raises UserError with words."""
-    from transformers import AutoModel
-
-    return _load(AutoModel, name, device, dtype)
-
-
-def _load(kind: Any, name: str, device: torch.device, dtype: Dtype) -> nn.Module:
-    try:
-        with _quiet_transformers():
-            # transformers takes SDPA (flash attention on a GPU) wherever the model has it
-            model: nn.Module = kind.from_pretrained(local_model(name), dtype=resolve_dtype(dtype, device))
-    except UserError:
-        raise
-    except Exception as error:
-        raise _explained(name, "model", error) from error
-    return model.requires_grad_(False).eval().to(device)

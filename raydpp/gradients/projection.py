@@ -15,83 +15,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
-    """A random generator that depends on (seed, module name, side) alone.
-
-    Nothing has to be stored or broadcast: every actor, on any machine, derives the same numbers.
-    """
-    digest = hashlib.blake2b(f"{seed}\0{name}\0{side}".encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
-def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
-    """A (rows, columns) float32 matrix of independent signs over sqrt(rows), so that E[M^T M] is the identity."""
-    signs = generator.integers(0, 2, size=(rows, columns), dtype=np.int8) * 2 - 1
-    return signs.astype(np.float32) / np.float32(math.sqrt(rows))
-
-
-class Projection(Protocol):
-    """A linear map from the gradients of named linear layers to D coordinates."""
-
-    dimension: int
-
-    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """What must be kept of a layer's (n, s, inputs) inputs until its backward pass."""
-
-    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
-        """Add one layer's projected gradients to ``total``, in place.
-
-        Args:
-            total: (n, D), one row an example, in the precision of the sum.
-            name: The layer.
-            reduced: What ``reduce_inputs`` made of the layer's inputs.
-            output_gradients: (n, s, outputs), the loss's gradient at each of the layer's outputs.
-        """
-
-
-ProjectionKind = Literal["kronecker", "rademacher"]
-
-
-def make_projection(
-    kind: ProjectionKind,
-    shapes: Mapping[str, tuple[int, int]],
-    dimension: int,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> Projection:
-    """The projection of that kind; see KroneckerProjection for the arguments."""
-
-    known: dict[str, Any] = {"kronecker": KroneckerProjection, "rademacher": RademacherProjection}
-    made: Projection = known[kind](shapes, dimension, seed, device)
-    return made
-
-
-def checked(shapes: Mapping[str, tuple[int, int]], dimension: int) -> None:
-    """ValueError where there is nothing to project, or nothing to project to."""
-    if dimension < 1:
-        raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
-    if not shapes:
-        raise ValueError("there is no layer to project")
-
-
 class KroneckerProjection:
-    """A two-sided map of every layer, then a sparse JL map of all layers' entries together: the default.
+    """A two-sided map of every layer, then a sparse JL map of all layers' entries together.
 
-    Args:
-        shapes: For each layer its gradient's (outputs, inputs), in number of features.
-        dimension: D, the number of coordinates of the result.
-        seed: Same seed, same map; different seeds, independent maps.
-        device: Where the maps live.
-
-    The number of rows of each one-sided map is ``max(16, 2 D / layers)``; a side that has no more features than
-    that is kept whole (a LoRA side of rank 8 costs nothing and loses nothing).
+    ``shapes`` are the (outputs, inputs) of every layer's gradient, ``dimension`` is D. The same seed gives the same
+    map, another seed an independent one. The number of rows of each one-sided map is ``max(16, 2 D / layers)``; a side
+    that has no more features than that is kept whole (a LoRA side of rank 8 costs nothing and loses nothing).
     """
 
     def __init__(
@@ -101,7 +36,10 @@ class KroneckerProjection:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        checked(shapes, dimension)
+        if dimension < 1:
+            raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
+        if not shapes:
+            raise ValueError("there is no layer to project")
         self.dimension = dimension
         self.rows = max(16, math.ceil(2 * dimension / len(shapes)))
         self._left: dict[str, Tensor | None] = {}
@@ -116,8 +54,7 @@ class KroneckerProjection:
             # Distinct targets within each run of D entries: fewer collisions, and no atomic adds that race on a GPU.
             runs = [spread.permutation(dimension) for _ in range(math.ceil(entries / dimension))]
             self._target[name] = torch.from_numpy(np.concatenate(runs)[:entries]).to(device)
-            sign = spread.integers(0, 2, size=entries, dtype=np.int8) * 2 - 1
-            self._sign[name] = torch.from_numpy(sign.astype(np.float32)).to(device)
+            self._sign[name] = torch.from_numpy(_signs(entries, spread)).to(device)
 
     def _one_side(self, seed: int, name: str, side: str, features: int, device: torch.device | str) -> Tensor | None:
         if features <= self.rows:
@@ -125,52 +62,35 @@ class KroneckerProjection:
         return torch.from_numpy(rademacher(self.rows, features, derived_generator(seed, name, side))).to(device)
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """(n, s, inputs) -> (n, s, rows)."""
+        """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
         right = self._right[name]
         return inputs if right is None else inputs @ right.to(inputs.dtype).T
 
     def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
+        """Add one layer's projected gradients to ``total`` (n, D) in place.
+
+        They come of what ``reduce_inputs`` kept (n, s, rows) and the loss's gradient at the outputs (n, s, outputs).
+        """
         left = self._left[name]
         g = output_gradients if left is None else output_gradients @ left.to(output_gradients.dtype).T  # (n, s, rows)
+        # L G R^T, the sum over positions of (L g_s)(R a_s)^T: G itself, (n, outputs, inputs), is never formed.
         small = g.to(total.dtype).transpose(1, 2) @ reduced.to(total.dtype)  # (n, rows or outputs, rows or inputs)
         total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(total.dtype))
 
 
-_BLOCK = 4096  # entries whose signs exist at one time: at D = 1,024, 16 MiB of float32
+def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
+    """A random generator that depends on (seed, module name, side) alone.
 
-
-class RademacherProjection:
-    """``p(G)_d = sum_e sign(d, e) G_e / sqrt(D)``: inner products in expectation, with variance about 1/D.
-
-    Args:
-        shapes: For each layer its gradient's (outputs, inputs).
-        dimension: D.
-        seed: Same seed, same signs; different seeds, independent ones.
-        device: Where they are made use of.
+    Nothing has to be stored or broadcast: every actor, on any machine, derives the same numbers.
     """
+    digest = hashlib.blake2b(f"{seed}\0{name}\0{side}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
-    def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, int]],
-        dimension: int,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        checked(shapes, dimension)
-        self.dimension = dimension
-        self._seed = seed
-        self._device = device
 
-    def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """All of them."""
-        return inputs
+def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
+    """A (rows, columns) float32 matrix of independent signs over sqrt(rows), so that E[M^T M] is the identity."""
+    return _signs((rows, columns), generator) / np.float32(math.sqrt(rows))
 
-    def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
-        """See Projection; forms the (n, outputs, inputs) gradients of this layer."""
-        full = (output_gradients.transpose(1, 2) @ reduced).flatten(1).to(total.dtype)  # (n, outputs * inputs)
-        for start in range(0, full.shape[1], _BLOCK):
-            block = full[:, start : start + _BLOCK]  # (n, entries)
-            draw = derived_generator(self._seed, name, f"dense {start}")
-            bits = draw.integers(0, 2, size=(block.shape[1], self.dimension), dtype=np.int8)
-            signs = torch.from_numpy(bits * 2 - 1).to(self._device).to(total.dtype)  # (entries, D)
-            total.add_(block @ signs, alpha=1 / math.sqrt(self.dimension))
+
+def _signs(shape: int | tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    return (generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1).astype(np.float32)

@@ -7,91 +7,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
-from raydpp.gradients.adapters import Adapter, adapt, site_shapes
-from raydpp.gradients.batches import TokenBatches, pad, to_device
+from raydpp.gradients.adapters import attach_adapter
+from raydpp.gradients.batches import TokenBatches, at_least_float32, pad, to_device
 from raydpp.gradients.capture import GradientCapture
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
-from raydpp.gradients.model import Dtype, load_encoder, load_model
-from raydpp.gradients.projection import ProjectionKind, make_projection
+from raydpp.gradients.model import load_encoder, load_model
+from raydpp.gradients.projection import KroneckerProjection
 from raydpp.gradients.tokenization import TokenizedExample
 
-Representation = Literal["gradient", "hidden", "embedding"]
 
-
-@dataclass(frozen=True)
-class ExtractorConfig:
-    """What the numbers depend on, beyond the text.
-
-    Attributes:
-        model: A transformers model name or folder, or a .gguf file; for embeddings, a text encoder.
-        representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
-            last hidden states over its response tokens, or a text encoder's mean-pooled output.
-        adapter: The parameters whose gradients are taken (gradients only).
-        projection: How they are projected (gradients only).
-        dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
-        projection_seed: Seeds the projection.
-        dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
-        batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
-            where larger batches only add padding, and 16,384 on a GPU.
-        difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
-    """
-
-    model: str
-    representation: Representation = "gradient"
-    adapter: Adapter = field(default_factory=Adapter)
-    projection: ProjectionKind = "kronecker"
-    dimension: int = 1024
-    projection_seed: int = 0
-    dtype: Dtype = "auto"
-    batch_tokens: int | None = None
-    difficulty: bool = False
-
-    def budget(self, device: str) -> int:
-        """The most token positions of a batch on a type of device, such as cpu or cuda."""
-        return self.batch_tokens or (512 if device == "cpu" else 16_384)
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleFeatures:
-    """Features and scores of n examples, in the order they were given.
-
-    Attributes:
-        features: (n, D) float32 (float64 for a model in float64), unit norm; rows with a reason hold zeros and must not
-            be used.
-        norms: (n,) float32, the features' lengths before they were divided by them (of a projected gradient: its
-            square is an unbiased estimate of the squared length of the whole gradient).
-        losses: (n,) float32, mean negative log-likelihood over response tokens, in nats (perplexity is its
-            exponential); None where the model has no loss.
-        difficulties: (n,) float32, instruction-following difficulty: the loss over the loss without the prompt (Li et
-            al. 2023, arXiv 2308.12032); None where it was not asked for.
-        reasons: Why an example has no feature, or None, for each.
-        padded_tokens: Token positions that were computed, padding included.
-    """
-
-    features: np.ndarray
-    norms: np.ndarray
-    losses: np.ndarray | None
-    difficulties: np.ndarray | None
-    reasons: list[str | None]
-    padded_tokens: int
+def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor that a configuration means, with its model loaded. UserError where the model cannot be used."""
+    kinds: dict[str, type[Extractor]] = {
+        "gradient": GradientExtractor,
+        "hidden": HiddenExtractor,
+        "embedding": EmbeddingExtractor,
+    }
+    return kinds[config.representation](config, device)
 
 
 class Extractor(ABC):
-    """A loaded model that turns tokenised examples into features; neither their order nor number changes any.
+    """A loaded model that turns tokenised examples into features; neither their order nor number changes any."""
 
-    Args:
-        config: See ExtractorConfig.
-        device: Where the model lives.
-    """
-
+    model: nn.Module
     dimension: int
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
@@ -101,7 +46,7 @@ class Extractor(ABC):
 
     @abstractmethod
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
-        """``feature`` (n, D) of any norm, and ``loss`` and ``difficulty`` (n,) where there are such."""
+        """``feature`` (n, D) of any norm, and ``loss`` and ``difficulty`` (n,) where the model has them."""
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
         """The features of n examples."""
@@ -127,36 +72,22 @@ class Extractor(ABC):
         return None
 
 
-_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
-
-
-def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor that a configuration means, with its model loaded. Raises UserError with words."""
-    kinds: dict[str, type[Extractor]] = {
-        "gradient": GradientExtractor,
-        "hidden": HiddenExtractor,
-        "embedding": EmbeddingExtractor,
-    }
-    return kinds[config.representation](config, device)
-
-
 class GradientExtractor(Extractor):
     """The gradient of the response loss with respect to the adapter, projected to D coordinates."""
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
-        self.model, self.sites = adapt(load_model(config.model, self.device, config.dtype), config.adapter)
+        model = load_model(config.model, self.device, config.dtype)
+        self.model, self.target_layers = attach_adapter(model, config.adapter)
         self.dimension = config.dimension
-        shapes = site_shapes(self.sites)
-        self.projection = make_projection(
-            config.projection, shapes, config.dimension, config.projection_seed, self.device
-        )
-        require_causal(self.model, config.model)
-        self.loss = ResponseLoss(self.model, [site.module for site in self.sites])
-        double = next(self.model.parameters()).dtype == torch.float64
-        self._capture = GradientCapture(self.sites, self.projection, torch.float64 if double else torch.float32)
-        self.one_batch([probe()])
-        if missed := [site.name for site in self.sites if site.name not in self._capture.reached]:
+        shapes = {layer.name: layer.shape for layer in self.target_layers}
+        projection = KroneckerProjection(shapes, config.dimension, config.projection_seed, self.device)
+        _require_causal(self.model, config.model)
+        self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])
+        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        self._capture = GradientCapture(self.target_layers, projection, precision)
+        self.one_batch([_probe()])
+        if missed := [layer.name for layer in self.target_layers if layer.name not in self._capture.reached]:
             raise UserError(
                 f"{config.model!r} computes {missed[0]} without calling it as a layer, so that its gradient cannot be"
                 " captured: leave it out with --layers or --lora-targets"
@@ -166,7 +97,9 @@ class GradientExtractor(Extractor):
         ids, response = pad(examples, self.device)
         with self._capture(len(ids)):
             loss, _ = self.loss(ids, response)  # (n,)
-            loss.sum().backward()  # a sum: no example's gradient depends on its neighbours
+            # The SUM of the examples' losses: its gradient at an example's positions is that of the example's own
+            # loss. A mean would divide it by the number of neighbours.
+            loss.sum().backward()
             found = {"feature": self._capture.projected(), "loss": loss.detach()}
         return _with_difficulty(found, self, examples)
 
@@ -177,11 +110,9 @@ class HiddenExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_model(config.model, self.device, config.dtype)
-        require_causal(self.model, config.model)
+        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model)
-        self.dimension = int(self.model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
-        if self.loss.chunked:
-            self.dimension = int(self.model.get_output_embeddings().in_features)  # type: ignore[operator]
 
     @torch.no_grad()
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
@@ -210,27 +141,12 @@ class EmbeddingExtractor(Extractor):
         return {"feature": _mean_over(hidden, own)}
 
 
-def probe() -> TokenizedExample:
-    """Eight tokens that every vocabulary has, to try a model on."""
-    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
-
-
-def require_causal(model: nn.Module, name: str) -> None:
-    """UserError where a token's logits depend on later tokens: padding would change every feature."""
-    ids = torch.from_numpy(probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
-    with torch.no_grad():
-        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
-    if (short - whole).abs().max() > 0.05 * whole.abs().max():
-        raise UserError(
-            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
-            " text encoder"
-        )
-
-
 def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
     """(n, s, H) states and (n, s) bool -> (n, H) means over the chosen positions, at least in float32."""
-    states = hidden if hidden.dtype == torch.float64 else hidden.float()
-    return (states * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+    return (at_least_float32(hidden) * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+
+
+_LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart
 
 
 def _with_difficulty(
@@ -248,3 +164,20 @@ def without_prompt(example: TokenizedExample) -> TokenizedExample:
     kept = example.response.copy()
     kept[:-1] |= example.response[1:]
     return TokenizedExample(example.ids[kept], example.response[kept], example.truncated)
+
+
+def _probe() -> TokenizedExample:
+    """Eight tokens that every vocabulary has, to try a model on."""
+    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
+
+
+def _require_causal(model: nn.Module, name: str) -> None:
+    """UserError where a token's logits depend on later tokens: padding would change every feature."""
+    ids = torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+    with torch.no_grad():
+        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
+    if (short - whole).abs().max() > 0.05 * whole.abs().max():
+        raise UserError(
+            f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
+            " text encoder"
+        )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from raydpp.errors import RowError
+from raydpp.gradients.config import Masking
 
 DEFAULT_TEMPLATE = (
     "{% for message in messages %}"
@@ -24,21 +25,8 @@ DEFAULT_TEMPLATE = (
 )
 """What a base model without a chat template gets: "User: ...", blank line, "Assistant: ..." and the end token."""
 
-
-@dataclass(frozen=True)
-class Masking:
-    """What counts as a response token.
-
-    A template with ``{% generation %}`` marks decides about the end of turn itself.
-
-    Attributes:
-        max_length: The most tokens an example may have. A longer one loses the oldest tokens of its prompt first, and
-            the end of its response only where the response alone is longer.
-        end_of_turn: Whether the token that ends an assistant turn counts, as it does in fine-tuning.
-    """
-
-    max_length: int = 1024
-    end_of_turn: bool = True
+Messages = Sequence[Mapping[str, str]]
+"""The turns of a conversation, each with its role and content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,84 +50,64 @@ def template_of(tokenizer: Any) -> str:
     return own if isinstance(own, str) else tokenizer.get_chat_template() if own else DEFAULT_TEMPLATE
 
 
-def tokenize(messages: Sequence[Mapping[str, str]], tokenizer: Any, masking: Masking) -> TokenizedExample:
+def tokenize(messages: Messages, tokenizer: Any, masking: Masking) -> TokenizedExample:
     """Render, tokenise and mask one conversation; see Masking. Raises RowError with a reason."""
     template = template_of(tokenizer)
     if "{% generation %}" in template or "{%- generation" in template:
-        ids, response = _by_template(messages, tokenizer, template)
+        encoded = _apply_template(messages, tokenizer, return_dict=True, return_assistant_tokens_mask=True)
+        ids, response = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], bool)
     else:
-        ids, response = _by_offsets(messages, tokenizer, template, masking.end_of_turn)
+        ids, response = _mask_by_offsets(messages, tokenizer, masking.end_of_turn)
     if not response[1:].any():  # the first token is never predicted
         raise RowError("no response token: nothing that the assistant wrote is left to predict")
     return _cut(ids, response, masking.max_length)
 
 
-def _render(messages: Sequence[Mapping[str, str]], tokenizer: Any, template: str, open_turn: bool = False) -> str:
+def _apply_template(messages: Messages, tokenizer: Any, **options: Any) -> Any:
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                list(messages), chat_template=template, tokenize=False, add_generation_prompt=open_turn
-            )
-        )
+        return tokenizer.apply_chat_template(list(messages), chat_template=template_of(tokenizer), **options)
     except Exception as error:  # templates raise their own errors, in jinja2's classes, for roles they do not know
         raise RowError(f"the chat template refuses this conversation: {error}") from error
 
 
-def _by_template(messages: Sequence[Mapping[str, str]], tokenizer: Any, template: str) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        encoded = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, return_dict=True, return_assistant_tokens_mask=True
-        )
-    except Exception as error:
-        raise RowError(f"the chat template refuses this conversation: {error}") from error
-    return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], bool)
-
-
-def _by_offsets(
-    messages: Sequence[Mapping[str, str]], tokenizer: Any, template: str, end_of_turn: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    text = _render(messages, tokenizer, template)
+def _mask_by_offsets(messages: Messages, tokenizer: Any, end_of_turn: bool) -> tuple[np.ndarray, np.ndarray]:
+    text = str(_apply_template(messages, tokenizer, tokenize=False))
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids = np.asarray(encoded["input_ids"], np.int32)  # (s,)
     offsets = np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)  # (s, 2) characters [start, end)
     special = np.isin(ids, np.asarray(tokenizer.all_special_ids))  # (s,)
     response = np.zeros(len(ids), bool)
-    for start, end, turn_end in _assistant_spans(messages, tokenizer, template, text):
-        inside = (offsets[:, 0] < end) & (offsets[:, 1] > start)
-        response |= inside
+    for start, end, turn_end in _assistant_spans(messages, tokenizer, text):
+        response |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
         if end_of_turn:
             after = np.flatnonzero(special & (offsets[:, 0] >= end) & (offsets[:, 1] <= turn_end))
             response[after[:1]] = True
     return ids, response
 
 
-def _assistant_spans(
-    messages: Sequence[Mapping[str, str]], tokenizer: Any, template: str, text: str
-) -> list[tuple[int, int, int]]:
+def _assistant_spans(messages: Messages, tokenizer: Any, text: str) -> list[tuple[int, int, int]]:
     """Of every assistant turn, in characters: where its content starts and ends, and where the turn ends."""
     spans, position = [], 0
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        header_end = _prefix_length(messages[:index], tokenizer, template, text, open_turn=True)
+        header_end = _prefix_length(messages[:index], tokenizer, text, open_turn=True)
         position = max(position, header_end or 0)
         content = message["content"] if message["content"] in text[position:] else message["content"].strip()
         start = text.find(content, position) if content else position
         if start < 0:
             raise RowError("the chat template does not show an assistant turn as it was written")
         end = start + len(content)
-        turn_end = _prefix_length(messages[: index + 1], tokenizer, template, text)
+        turn_end = _prefix_length(messages[: index + 1], tokenizer, text)
         spans.append((start, end, len(text) if turn_end is None else turn_end))
         position = end
     return spans
 
 
-def _prefix_length(
-    messages: Sequence[Mapping[str, str]], tokenizer: Any, template: str, text: str, open_turn: bool = False
-) -> int | None:
+def _prefix_length(messages: Messages, tokenizer: Any, text: str, open_turn: bool = False) -> int | None:
     """The length of these first messages' own rendering, if the whole conversation's text starts with it."""
     try:
-        prefix = _render(messages, tokenizer, template, open_turn)
+        prefix = str(_apply_template(messages, tokenizer, tokenize=False, add_generation_prompt=open_turn))
     except RowError:  # some templates refuse to stop after a system turn, say
         return None
     return len(prefix) if text.startswith(prefix) else None
@@ -156,7 +124,7 @@ def _cut(ids: np.ndarray, response: np.ndarray, max_length: int) -> TokenizedExa
     return TokenizedExample(ids, response, truncated=start > 0 or stop < end)
 
 
-def tokenize_text(messages: Sequence[Mapping[str, str]], tokenizer: Any, max_length: int) -> TokenizedExample:
+def tokenize_for_encoder(messages: Messages, tokenizer: Any, max_length: int) -> TokenizedExample:
     """Tokenise the texts of all turns, the encoder's own special tokens around them.
 
     A text longer than ``max_length`` tokens loses its start first, then the end of what assistants wrote.

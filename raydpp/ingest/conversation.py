@@ -19,35 +19,23 @@ END_OF_TEXT = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</
 
 
 def conversation_id(messages: Iterable[Message]) -> str:
-    """The id of a conversation: a hash of its roles and contents, the same wherever it is read.
+    """The id of a conversation: a hash of its roles and contents, the same wherever it is read (32 hex digits).
 
     It is BLAKE2b (RFC 7693) of 16 bytes over the canonical JSON `[["role","content"],...]` (no spaces, UTF-8,
-    nothing escaped that JSON lets stand). Ids are therefore uniformly distributed and independent of what
-    the text is about: sorting by id is a deterministic shuffle, and any range of ids is a random sample.
-
-    Args:
-        messages: As `validated` returns them.
-
-    Returns:
-        32 hexadecimal digits, in lower case.
+    nothing escaped that JSON allows as it is).
     """
+    # A hash is uniform and independent of what the text is about: sorting by id is a shuffle that every run repeats,
+    # and any range of ids is a random sample of the corpus.
     turns = [[message["role"], message["content"]] for message in messages]
     canonical = json.dumps(turns, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 
 
 def validated(messages: Any, strip_markers: bool = True) -> list[Message]:
-    """Checks that a conversation can be trained on.
+    """The messages of a conversation that can be trained on, with role and content alone.
 
     Contents stay as they are, with one exception: a literal end-of-text marker that ends an assistant turn is
     removed (with white space that follows it), because the chat template writes its own.
-
-    Args:
-        messages: A sequence of mappings with role and content; other keys are left out of the result.
-        strip_markers: Whether such markers are removed.
-
-    Returns:
-        New messages of role and content alone.
 
     Raises:
         RowError: There are no messages, no assistant turn, only blank assistant turns, no user turn with text
@@ -57,17 +45,17 @@ def validated(messages: Any, strip_markers: bool = True) -> list[Message]:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise RowError("the conversation has no messages")
     given = [_message(message, turn) for turn, message in enumerate(messages, start=1)]
-    checked = [_without_marker(message) for message in given] if strip_markers else given
+    checked = [_without_marker(message) if strip_markers else message for message in given]
     roles = [message["role"] for message in checked]
     if "assistant" not in roles:
         raise RowError("the conversation has no assistant turn")
-    if not any(_has_text(message) for message in checked if message["role"] == "assistant"):
-        had_text = any(_has_text(message) for message in given if message["role"] == "assistant")
-        raise RowError(f"the response is empty{' but for an end-of-text marker' if had_text else ''}")
-    opening = [message for message in checked[: roles.index("assistant")] if message["role"] == "user"]
-    if not opening:
+    if not _has_text(checked, "assistant"):
+        only_marker = " but for an end-of-text marker" if _has_text(given, "assistant") else ""
+        raise RowError(f"the response is empty{only_marker}")
+    opening = checked[: roles.index("assistant")]
+    if not any(message["role"] == "user" for message in opening):
         raise RowError("there is no user turn before the first assistant turn")
-    if not any(_has_text(message) for message in opening):
+    if not _has_text(opening, "user"):
         raise RowError("the prompt is empty")
     return checked
 
@@ -88,19 +76,15 @@ def _message(message: Any, turn: int) -> Message:
 
 
 def _without_marker(message: Message) -> Message:
-    if message["role"] != "assistant":
-        return message
-    return {"role": "assistant", "content": _without_end_of_text(message["content"])}
+    content = message["content"]
+    while message["role"] == "assistant":  # there may be several
+        text = content.rstrip()
+        marker = next((marker for marker in END_OF_TEXT if text.endswith(marker)), None)
+        if marker is None or (marker == "</s>" and "<s>" in text):  # a closing tag of HTML
+            break
+        content = text.removesuffix(marker)
+    return {**message, "content": content}
 
 
-def _without_end_of_text(content: str) -> str:
-    text = content.rstrip()
-    for marker in END_OF_TEXT:
-        quoted = marker == "</s>" and "<s>" in text  # a closing tag of HTML
-        if text.endswith(marker) and not quoted:
-            return _without_end_of_text(text[: -len(marker)])
-    return content
-
-
-def _has_text(message: Message) -> bool:
-    return bool(message["content"].strip())
+def _has_text(messages: list[Message], role: str) -> bool:
+    return any(message["content"].strip() for message in messages if message["role"] == role)

@@ -1,121 +1,167 @@
-"""Raw rows -> conversations that can be used, and rejects with a reason for the rest."""
+"""What the tasks of ingest do: sniff a file, stage its conversations, write a file of the corpus; no Ray."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydpp.errors import RowError, UserError
 from raydpp.ingest.conversation import conversation_id, validated
 from raydpp.ingest.files import RawFile, read_rows
 from raydpp.ingest.rows import RawRow
-from raydpp.ingest.schemas import ColumnNames, Format, recognise
+from raydpp.ingest.schemas import ColumnNames, Schema, detect_schema
 from raydpp.storage import Folder
-from raydpp.tables import corpus_schema
+from raydpp.tables import corpus_schema, parquet_parts, read_columns, write_table
 
-_PEEK = 20  # rows that decide a file's schema
+TABLE = "corpus"
+STAGED = "_staged"
+REJECTS = "rejects"
+_SNIFFED = 20  # readable rows that decide a file's schema
+_CHUNK = 2_000  # rows of a raw file that are staged together
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """What a look at a file's first rows found.
-
-    Attributes:
-        file: The file.
-        source: Its name without suffixes.
-        columns: Of the first rows, in order of appearance.
-        format_name: The schema they are of; None where no row can be read.
-        numbers: Carried columns that hold numbers.
-        texts: Carried columns that hold anything else.
-        error: Why the schema is not known, in words.
-    """
+class SniffedFile:
+    """What the first rows of a file say; it has no schema where none of them can be read."""
 
     file: RawFile
-    source: str
     columns: tuple[str, ...]
-    format_name: str | None
-    numbers: frozenset[str] = frozenset()
-    texts: frozenset[str] = frozenset()
-    error: str | None = None
+    schema: Schema | None
+    numeric: dict[str, bool]  # of carried columns with values: whether all are numbers
+
+    @property
+    def source(self) -> str:
+        """The file's name without its folder and suffixes."""
+        return PurePosixPath(self.file.name).name.split(".")[0]
+
+
+def sniff(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> SniffedFile:
+    """Detect a file's schema by its first readable rows; UserError where it has none that is known."""
+    readable = (raw.value for raw in islice(read_rows(file), 100 * _SNIFFED) if raw.value is not None)
+    rows = list(islice(readable, _SNIFFED))
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    values = {column: [row[column] for row in rows if row.get(column) is not None] for column in carry}
+    numeric = {column: all(map(_is_number, held)) for column, held in values.items() if held}
+    try:
+        return SniffedFile(file, columns, detect_schema(columns, names) if columns else None, numeric)
+    except UserError as error:
+        raise UserError(f"{file.url}: {error}") from None
+
+
+def carried_types(files: Sequence[SniffedFile], carry: Sequence[str]) -> dict[str, pa.DataType]:
+    """The types of the carried columns: numbers where all files hold numbers, else text."""
+    if unseen := [column for column in carry if not any(column in sniffed.columns for sniffed in files)]:
+        raise UserError(f"--carry {unseen[0]}: no file has this column")
+    numeric = {column: [s.numeric[column] for s in files if column in s.numeric] for column in carry}
+    return {column: pa.float64() if held and all(held) else pa.string() for column, held in numeric.items()}
 
 
 @dataclass(frozen=True)
-class ReadPlan:
-    """How all files are read, the same for every task."""
+class IngestJob:
+    """What every task has to know, and what it does with it."""
 
-    files: tuple[FilePlan, ...]
-    names: ColumnNames
+    files: tuple[SniffedFile, ...]
     carried: dict[str, pa.DataType]
     strip_markers: bool
+    buckets: int  # files of the corpus
     out: Folder
 
     @property
-    def schema(self) -> pa.Schema:
-        """Of the conversations that are set aside: the corpus's columns and where they come from."""
-        schema = corpus_schema(self.carried)
-        for name, kind in (("file", pa.int64()), ("row", pa.int64()), ("bucket", pa.int64())):
-            schema = schema.append(pa.field(name, kind))
-        return schema
+    def staged_schema(self) -> pa.Schema:
+        """The corpus's columns, where each conversation comes from and which file of the corpus it goes to."""
+        more = [pa.field(name, pa.int64()) for name in ("_file", "_row", "_bucket")]
+        return pa.schema([*corpus_schema(self.carried), *more])
 
+    def stage_file(self, index: int) -> Iterator[dict[str, int]]:
+        """Read one file; stage its conversations and rejects chunk by chunk, and yield each chunk's counts."""
+        file = self.files[index].file
+        rows = read_rows(file)
+        while chunk := list(islice(rows, _CHUNK)):
+            found = [(raw.row, result) for raw in chunk for result in self.convert_row(raw, index)]
+            examples = [result for _, result in found if isinstance(result, dict)]
+            reasons = [(row, result) for row, result in found if isinstance(result, str)]
+            rejects = [{"file": file.url, "row": row, "id": None, "reason": reason} for row, reason in reasons]
+            markers = sum(example.pop("_marker") for example in examples)
+            # Named by where the chunk comes from: a task that runs twice writes the same files again, and no row twice.
+            name = f"{index:06d}-{chunk[0].row:012d}"
+            if examples:
+                table = pa.Table.from_pylist(examples, schema=self.staged_schema)
+                write_table(self.out, f"{STAGED}/{name}.parquet", table)
+            if rejects:
+                self.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
+            yield {"rows": len(chunk), "examples": len(found), "rejects": len(rejects), "markers": markers}
 
-def look(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> FilePlan:
-    """Recognise a file's schema by its first readable rows."""
-    source = PurePosixPath(file.name).name.split(".")[0]
-    readable = (raw.value for raw in islice(read_rows(file), 100 * _PEEK) if raw.value is not None)
-    rows = list(islice(readable, _PEEK))
-    columns = tuple(dict.fromkeys(column for row in rows for column in row))
-    values = {column: [row[column] for row in rows if row.get(column) is not None] for column in carry}
-    numbers = frozenset(column for column, held in values.items() if held and all(map(_is_number, held)))
-    texts = frozenset(column for column, held in values.items() if held) - numbers
-    try:
-        name = recognise(columns, names).name if columns else None
-    except UserError as error:
-        return FilePlan(file, source, columns, None, error=str(error))
-    return FilePlan(file, source, columns, name, numbers, texts)
-
-
-def read_row(
-    raw: RawRow, form: Format | None, item: FilePlan, plan: ReadPlan
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One raw row -> its conversations that can be used, and rejects for what cannot."""
-    examples: list[dict[str, Any]] = []
-    rejects: list[dict[str, Any]] = []
-
-    def reject(reason: str) -> None:
-        rejects.append({"file": item.file.url, "row": raw.row, "id": None, "reason": reason})
-
-    if raw.value is None or form is None:
-        reject(raw.reason or "the file has no readable columns")
-        return examples, rejects
-    try:
-        conversations = form.read(raw.value)
-        carried = {name: _carried(raw.value.get(name), name, kind) for name, kind in plan.carried.items()}
-    except RowError as error:
-        reject(str(error))
-        return examples, rejects
-    for conversation in conversations:
+    def convert_row(self, raw: RawRow, index: int) -> Iterator[dict[str, Any] | str]:
+        """The conversations of one row of a file; for one that cannot be used, the reason."""
+        sniffed = self.files[index]
+        if raw.value is None or sniffed.schema is None:
+            yield raw.reason or "the file has no readable columns"
+            return
         try:
-            messages = validated(conversation, plan.strip_markers)
+            conversations = sniffed.schema.read(raw.value)
+            carried = {name: _carried(raw.value.get(name), name, kind) for name, kind in self.carried.items()}
         except RowError as error:
-            reject(str(error))
-            continue
-        examples.append(
-            {
-                "id": conversation_id(messages),
-                "source": item.source,
+            yield str(error)
+            return
+        for conversation in conversations:
+            try:
+                messages = validated(conversation, self.strip_markers)
+            except RowError as error:
+                yield str(error)
+                continue
+            identity = conversation_id(messages)
+            yield {
+                "id": identity,
+                "source": sniffed.source,
                 "messages": messages,
-                "row": raw.row,
-                "marker": messages != conversation,
+                "_file": index,
+                "_row": raw.row,
+                "_bucket": bucket_of(identity, self.buckets),
+                "_marker": messages != conversation,
                 **carried,
             }
-        )
-    return examples, rejects
+
+    def write_buckets(self) -> Iterator[tuple[dict[str, int], int]]:
+        """Write the corpus from all that was staged, bucket by bucket; what ``write_bucket`` returns of each."""
+        staged = read_columns(parquet_parts(self.out.below(STAGED)), self.staged_schema.names)
+        for bucket in staged["_bucket"].unique():
+            yield self.write_bucket(staged.filter(pc.equal(staged["_bucket"], bucket)))
+
+    def write_bucket(self, table: pa.Table) -> tuple[dict[str, int], int]:
+        """Write one bucket's conversations, each once (its first row in the order of files), sorted by id.
+
+        Returns:
+            How many were kept of each source, and how many duplicates were dropped.
+        """
+        table = table.sort_by([("id", "ascending"), ("_file", "ascending"), ("_row", "ascending")])
+        name = f"part-{table['_bucket'][0].as_py():05d}"
+        firsts: dict[str, dict[str, Any]] = {}
+        kept, rejects = [], []
+        for row in table.select(["id", "_file", "_row"]).to_pylist():
+            first = firsts.setdefault(row["id"], row)
+            kept.append(first is row)
+            if first is not row:
+                reason = f"an exact duplicate of row {first['_row']} of {self.files[first['_file']].file.url}"
+                url = self.files[row["_file"]].file.url
+                rejects.append({"file": url, "row": row["_row"], "id": row["id"], "reason": reason})
+        if rejects:
+            self.out.write_json_lines(f"{REJECTS}/duplicates-{name}.jsonl", rejects)
+        corpus = table.filter(pa.array(kept)).select(corpus_schema(self.carried).names)
+        write_table(self.out, f"{TABLE}/{name}.parquet", corpus)
+        return dict(Counter(corpus["source"].to_pylist())), len(rejects)
+
+
+def bucket_of(identity: str, buckets: int) -> int:
+    """Which file of the corpus an id belongs to: equal ranges of ids, in order."""
+    return int(identity[:12], 16) * buckets >> 48
 
 
 def _carried(value: Any, name: str, kind: pa.DataType) -> Any:

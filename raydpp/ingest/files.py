@@ -1,8 +1,7 @@
 """Raw files: which ones an input means, and their rows one after the other.
 
-Nothing here fails for what is inside a file: a row that cannot be read comes with a reason in words and the
-reading goes on, so that no row is lost in silence. Only bytes that cannot be fetched raise, because a second
-try may help.
+Nothing here fails for what is inside a file: a row that cannot be read comes with a reason, and reading goes on. Only
+bytes that cannot be fetched raise, because a second try may help.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ _KNOWN = f"{', '.join(SUFFIXES)}, and all but Parquet with {', '.join(CODECS)} b
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read, and its size (0 where the server does not say)."""
+    """A file to read, and its size (None where the server does not say)."""
 
     folder: Folder
     name: str
-    bytes: int
+    bytes: int | None
 
     @property
     def url(self) -> str:
@@ -40,15 +39,12 @@ class RawFile:
 
 
 def list_files(inputs: Sequence[str]) -> list[RawFile]:
-    """The files that a user's inputs mean.
+    """The files that a user's inputs mean, sorted by URL, each once.
 
     Args:
-        inputs: Each a file, a folder or a glob (`*`, `?`, `[..]`, `**`), local or a URL. Folders, those that
-            a glob matches too, are searched through; in them only files with a known suffix count, and names
-            that begin with a dot or an underscore do not (unless the glob says so itself).
-
-    Returns:
-        The files, sorted by URL, each once.
+        inputs: Each a file, a folder or a glob (`*`, `?`, `[..]`, `**`), local or a URL. Folders, those that a glob
+            matches too, are searched through; in them only files with a known suffix count, and names that begin
+            with a dot or an underscore do not (unless the glob says so itself).
 
     Raises:
         UserError: An input leads to no file, to one of an unknown suffix, or cannot be listed.
@@ -65,14 +61,11 @@ def list_files(inputs: Sequence[str]) -> list[RawFile]:
 
 
 def read_rows(file: RawFile) -> Iterator[RawRow]:
-    """Reads a file row by row; the memory taken does not grow with the file.
+    """Read a file row by row; the memory taken does not grow with the file.
 
-    JSON lines (.jsonl, .ndjson), JSON (.json: an array, an object whose one list of objects holds the rows,
-    or JSON lines), CSV and TSV with a header (all values text), Parquet; the text ones plain or compressed. A
-    file damaged in the middle gives its rows so far and then one row with the reason.
-
-    Args:
-        file: A file as `list_files` returns it.
+    JSON lines (.jsonl, .ndjson), JSON (.json: an array, an object whose one list of objects holds the rows, or JSON
+    lines), CSV and TSV with a header (all values text), Parquet; the text ones plain or compressed. A file damaged in
+    the middle gives its rows so far and then one row with the reason.
 
     Raises:
         UserError: The suffix is unknown.
@@ -104,7 +97,7 @@ def _files_of(url: str) -> list[RawFile]:
     if info.type == pafs.FileType.File:
         if kind_of(path) is None:
             raise UserError(f"{url} has an unknown suffix. Known are {_KNOWN}.")
-        return [RawFile(*Folder.holding(url), info.size or 0)]
+        return [RawFile(*Folder.holding(url), info.size)]
     if info.type == pafs.FileType.Directory:
         folder, found, hidden_wanted, failure = Folder.at(url), [""], False, "has no file"
     elif glob_of := split_glob(url):
@@ -120,7 +113,7 @@ def _files_of(url: str) -> list[RawFile]:
     for below in [info for info in infos if info.type == pafs.FileType.Directory]:
         infos += folder.system.get_file_info(pafs.FileSelector(below.path, recursive=True))
     files = [
-        RawFile(folder, info.path, info.size or 0)
+        RawFile(folder, info.path, info.size)
         for info in infos
         if info.type == pafs.FileType.File and kind_of(info.path) is not None
         if hidden_wanted or not any(name.startswith((".", "_")) for name in info.path.split("/"))

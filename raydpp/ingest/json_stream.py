@@ -17,20 +17,14 @@ class BrokenJson(ValueError):
 
 
 def read_records(text: TextIO) -> Iterator[tuple[Any, bool]]:
-    """Reads the records of a JSON document.
+    """The records (any JSON values) of a text decoded with `errors="surrogateescape"`, and whether each was UTF-8.
 
     A document is an array of records, an object with one list of objects, which are the records, or an object
     without one, which is itself a record (as is one whose list holds turns: messages, conversations,
     instances). Documents may follow one another.
 
-    Args:
-        text: UTF-8 decoded with `errors="surrogateescape"`.
-
-    Yields:
-        A record (any JSON value) and whether its bytes were UTF-8.
-
     Raises:
-        BrokenJson: The rest of the document is not JSON, or cannot be told to be records.
+        BrokenJson: The rest of the text is not JSON, or it is unclear what its records are.
     """
     stream = _Stream(text)
     while first := stream.peek():
@@ -44,7 +38,7 @@ def read_records(text: TextIO) -> Iterator[tuple[Any, bool]]:
 
 
 class _Stream:
-    """A window on a JSON text: `buffer[at:]` is what was fetched and not yet read."""
+    """A window on a JSON text: `buffer[at:]` was fetched and is not parsed yet."""
 
     def __init__(self, text: TextIO) -> None:
         self.text, self.buffer, self.at = text, "", 0
@@ -124,7 +118,7 @@ class _Stream:
             yield record, intact
 
     def fetch(self) -> bool:
-        """Fetches as much again as is waiting, so that a long record is parsed only a few times."""
+        """Read as much more as is in the buffer, so that a long record is parsed only a few times."""
         more = self.text.read(max(_CHUNK, len(self.buffer) - self.at))
         self.buffer, self.at = self.buffer[self.at :] + more, 0
         return bool(more)

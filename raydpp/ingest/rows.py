@@ -1,4 +1,4 @@
-"""The rows of one file's bytes, format by format."""
+"""The rows of one file's bytes: JSON lines, JSON, CSV, TSV and Parquet."""
 
 from __future__ import annotations
 
@@ -20,30 +20,22 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # of all but Parquet, which compresses its own pages
 DAMAGE = (OSError, pa.ArrowException, BrokenJson, csv.Error)  # what rows_of raises where a file is broken
 
-_BUFFER = 2**16  # bytes; also how far a .json file is looked into
+_BUFFER = 2**16  # bytes; also what decides whether a .json file holds JSON lines
 _BATCH = 1024  # rows of Parquet in memory
 _BOM = b"\xef\xbb\xbf"
 _BAD_VALUE = (ValueError, OverflowError, pa.ArrowException)  # text that is not UTF-8, a date beyond Python's
 
 
 class Kind(NamedTuple):
-    """How a file is read: one of `SUFFIXES`, and the compression around it."""
-
-    suffix: str
-    codec: str | None
+    suffix: str  # one of SUFFIXES
+    codec: str | None  # one of CODECS' values
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row of a raw file: its value, or the reason why it has none.
+    """A row of a raw file: its value, or the reason why it has none."""
 
-    Attributes:
-        row: 0-based: the line of a JSON-lines file, the index of the record in all others.
-        value: The row; None if it could not be read.
-        reason: Why it could not be read, in words; None if it could.
-    """
-
-    row: int
+    row: int  # from 0: the line of a JSON-lines file, the index of the record in all others
     value: dict[str, Any] | None
     reason: str | None
 
@@ -58,15 +50,7 @@ def kind_of(path: str) -> Kind | None:
 
 
 def rows_of(source: io.RawIOBase, kind: Kind) -> Iterator[RawRow]:
-    """The rows of a file, one after the other.
-
-    Args:
-        source: The file's bytes, from the beginning; Parquet needs a seekable one.
-        kind: How to read them.
-
-    Raises:
-        DAMAGE: One of these errors, where the file cannot be read any further.
-    """
+    """The rows of a file (seekable if it is Parquet); raises one of ``DAMAGE`` where it cannot be read any further."""
     if kind.suffix == ".parquet":
         return _parquet_rows(source)
     plain = source if kind.codec is None else pa.CompressedInputStream(pa.PythonFile(source, "r"), kind.codec)
@@ -79,7 +63,7 @@ def rows_of(source: io.RawIOBase, kind: Kind) -> Iterator[RawRow]:
 
 
 def _is_json_lines(head: bytes) -> bool:
-    """Whether a .json file has a record a line, by its first bytes."""
+    """Whether a .json file holds JSON lines, by its first bytes."""
     first, _, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
     opened = first.startswith(b"[") or first.rstrip().endswith((b"[", b"{", b",", b":"))
     return not opened and bool(rest.strip() or not first.startswith(b"{"))
@@ -87,7 +71,7 @@ def _is_json_lines(head: bytes) -> bool:
 
 def _line_rows(stream: io.BufferedReader) -> Iterator[RawRow]:
     row = 0
-    while line := stream.readline(MAX_RECORD):  # splits at \n alone: U+2028 and its kin are text
+    while line := stream.readline(MAX_RECORD):  # splits at \n alone: U+2028 and the like are text
         tail = line
         while len(tail) == MAX_RECORD and not tail.endswith(b"\n"):
             tail = stream.readline(MAX_RECORD)

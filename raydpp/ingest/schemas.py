@@ -1,8 +1,8 @@
-"""The schemas instruction data is published in: one small function for each, from a row to conversations.
+"""The schemas instruction data is published in, and how a row of each becomes conversations.
 
-Sources: OpenAI's chat format, ShareGPT and LLaMA-Factory's form of it with tools, Alpaca (Taori et al. 2023),
-Dolly (Conover et al. 2023), Self-Instruct (Wang et al. 2023). The functions know shapes; whether a
-conversation can be trained on is for `raydpp.ingest.conversation.validated`.
+Sources: OpenAI's chat messages, ShareGPT and LLaMA-Factory's form of it with tools, Alpaca (Taori et al. 2023), Dolly
+(Conover et al. 2023), Self-Instruct (Wang et al. 2023). Whether a conversation can be trained on is for
+`raydpp.ingest.conversation.validated` to say.
 """
 
 from __future__ import annotations
@@ -27,18 +27,15 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
-class Format:
-    """A schema.
+class Schema:
+    """How the rows of a file are read.
 
-    Attributes:
-        name: What people call it.
-        columns: The columns a file must have to be read this way.
-        read: From a row to its conversations (one, but for self-instruct: one an instance); raises RowError
-            with the column's name where a value is missing or of the wrong type.
+    ``read`` takes a row and returns its conversations: one, but for self-instruct one per instance. It raises RowError
+    with the column's name where a value is missing or of the wrong type.
     """
 
     name: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # that a file must have
     read: Callable[..., list[list[Message]]]
 
 
@@ -53,7 +50,7 @@ class ColumnNames:
 
 
 def read_turns(row: Row, column: str, system: str = "system") -> list[list[Message]]:
-    """Reads a column of turns, {role, content} or {from, value}, with the optional columns system and tools.
+    """Read a column of turns, {role, content} or {from, value}, with the optional columns system and tools.
 
     The system turn is the system column, the conversation's own system turn and the tools, each verbatim,
     joined by a blank line. Tool calls of an assistant turn follow its content as JSON.
@@ -74,13 +71,13 @@ def read_turns(row: Row, column: str, system: str = "system") -> list[list[Messa
 def read_pair(
     row: Row, prompt: str, response: str, context: str | None = None, system: str = "system"
 ) -> list[list[Message]]:
-    """Reads a prompt and its response, each from its column; an optional context follows the prompt."""
+    """Read a prompt and its response, each from its column; an optional context follows the prompt."""
     question = _joined(_text(row, prompt), _optional(row, context) if context else "")
     return [_with_system(_optional(row, system), _pair(question, _text(row, response)))]
 
 
 def read_instances(row: Row, system: str = "system") -> list[list[Message]]:
-    """Reads a self-instruct seed task: one conversation for each of its instances."""
+    """Read a self-instruct seed task: one conversation per instance."""
     instruction, instances = _text(row, "instruction"), row.get("instances")
     if not isinstance(instances, list) or not instances or not all(isinstance(item, dict) for item in instances):
         raise _wrong(row, "instances", "a list of inputs and outputs")
@@ -91,43 +88,24 @@ def read_instances(row: Row, system: str = "system") -> list[list[Message]]:
     ]
 
 
-FORMATS = (  # the more specific first: the first whose columns are all there is taken
-    Format("messages", ("messages",), partial(read_turns, column="messages")),
-    Format("sharegpt", ("conversations",), partial(read_turns, column="conversations")),
-    Format("self-instruct", ("instruction", "instances"), read_instances),
-    Format(
-        "alpaca",
-        ("instruction", "output"),
-        partial(read_pair, prompt="instruction", context="input", response="output"),
-    ),
-    Format(
-        "dolly",
-        ("instruction", "context", "response"),
-        partial(read_pair, prompt="instruction", context="context", response="response"),
-    ),
-    Format(
-        "instruction/response",
-        ("instruction", "response"),
-        partial(read_pair, prompt="instruction", context="input", response="response"),
-    ),
-    Format(
-        "prompt/completion",
-        ("prompt", "completion"),
-        partial(read_pair, prompt="prompt", response="completion"),
-    ),
-    Format("question/answer", ("question", "answer"), partial(read_pair, prompt="question", response="answer")),
+def _pairs(prompt: str, response: str, context: str | None = None) -> Callable[..., list[list[Message]]]:
+    return partial(read_pair, prompt=prompt, response=response, context=context)
+
+
+SCHEMAS = (  # the more specific first: the first whose columns are all there is taken
+    Schema("messages", ("messages",), partial(read_turns, column="messages")),
+    Schema("sharegpt", ("conversations",), partial(read_turns, column="conversations")),
+    Schema("self-instruct", ("instruction", "instances"), read_instances),
+    Schema("alpaca", ("instruction", "output"), _pairs("instruction", "output", context="input")),
+    Schema("dolly", ("instruction", "context", "response"), _pairs("instruction", "response", context="context")),
+    Schema("instruction/response", ("instruction", "response"), _pairs("instruction", "response", context="input")),
+    Schema("prompt/completion", ("prompt", "completion"), _pairs("prompt", "completion")),
+    Schema("question/answer", ("question", "answer"), _pairs("question", "answer")),
 )
 
 
-def recognise(columns: Collection[str], names: ColumnNames | None = None) -> Format:
-    """Picks the schema of a file.
-
-    Args:
-        columns: The union of the columns seen in the file's first rows.
-        names: Columns the user names; they win, and have to be among `columns`.
-
-    Returns:
-        The named columns' format, or else the first of `FORMATS` whose columns are all there.
+def detect_schema(columns: Collection[str], names: ColumnNames | None = None) -> Schema:
+    """The schema of a file with these columns: the named columns' own, or else the first of `SCHEMAS` that fits.
 
     Raises:
         UserError: No schema fits, a named column is not there, or the names contradict each other.
@@ -143,33 +121,29 @@ def recognise(columns: Collection[str], names: ColumnNames | None = None) -> For
     if names.messages is not None and names.prompt is not None:
         raise UserError("Give either --messages-column, or --prompt-column and --response-column, not both.")
 
+    found: Schema | None
     if names.messages is not None:
-        found = Format("named columns", (names.messages,), partial(read_turns, column=names.messages))
+        found = Schema("named columns", (names.messages,), partial(read_turns, column=names.messages))
     elif names.prompt is not None and names.response is not None:
-        pair = partial(read_pair, prompt=names.prompt, response=names.response)
-        found = Format("named columns", (names.prompt, names.response), pair)
+        found = Schema("named columns", (names.prompt, names.response), _pairs(names.prompt, names.response))
     else:
-        fitting = (schema for schema in FORMATS if set(schema.columns) <= set(columns))
-        first = next(fitting, None)
-        if first is None:
-            known = "; ".join(f"{schema.name} ({', '.join(schema.columns)})" for schema in FORMATS)
+        found = next((schema for schema in SCHEMAS if set(schema.columns) <= set(columns)), None)
+        if found is None:
+            known = "; ".join(f"{schema.name} ({', '.join(schema.columns)})" for schema in SCHEMAS)
             raise UserError(
                 f"No known schema has these columns: {seen}. Known schemas and their columns: {known}. "
                 "Name the columns with --messages-column, or with --prompt-column and --response-column "
                 "(and --system-column)."
             )
-        found = first
     if names.system is None:
         return found
-    return Format(found.name, (*found.columns, names.system), partial(found.read, system=names.system))
+    return Schema(found.name, (*found.columns, names.system), partial(found.read, system=names.system))
 
 
 def _turn(turn: Any, column: str) -> Message:
     if not isinstance(turn, dict):
         raise RowError(f"the column {column!r} has a turn that is {_kind(turn)}, not an object")
-    speaker, content = (
-        (turn.get("from"), turn.get("value")) if "from" in turn else (turn.get("role"), turn.get("content"))
-    )
+    speaker, content = map(turn.get, ("from", "value") if "from" in turn else ("role", "content"))
     role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
         raise RowError(f"the column {column!r} has a turn of the unknown role {speaker!r}")

@@ -1,39 +1,40 @@
-"""ingest: raw files of any schema -> corpus table (CPU; Ray Data).
+"""ingest: raw files of any schema -> corpus table.
 
-Two passes. The first reads every file once, row by row, and sets conversations aside in ``_staging`` and rejects in
-``rejects``. The second shuffles the conversations by id, so that equal ones meet, drops the doubles, and writes.
+Two passes, because equal conversations from different files meet only once all files were read. The first reads every
+file row by row and stages its conversations in ``_staged``, its rejects in ``rejects``. The second gathers what was
+staged by ranges of ids, drops the duplicates and writes a file of the corpus for each range. A small input takes both
+in this process; for a large one, or where a cluster is named, tasks of Ray Data call the same functions.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import logging
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from raydpp import runs
-from raydpp.cluster import connect, explain
+from raydpp.cluster import connect, unwrap_task_errors
 from raydpp.errors import UserError
-from raydpp.ingest.convert import ReadPlan, look, read_row
-from raydpp.ingest.files import RawFile, list_files, read_rows
-from raydpp.ingest.schemas import ColumnNames, recognise
+from raydpp.ingest.schemas import ColumnNames
 from raydpp.progress import progress_bar
-from raydpp.storage import Folder, absolute
-from raydpp.tables import corpus_schema, write_table
+from raydpp.storage import absolute
+
+if TYPE_CHECKING:
+    from raydpp.ingest.convert import IngestJob, SniffedFile
+    from raydpp.ingest.files import RawFile
 
 log = logging.getLogger(__name__)
 
-TABLE = "corpus"
-STAGING = "_staging"
-_CHUNK = 2_000  # rows of a raw file that are set aside together
+_OWN_COLUMNS = frozenset({"id", "source", "messages", "_file", "_row", "_bucket", "_marker"})
 _FILE_BYTES = 32 * 2**20  # raw input for one file of the corpus
+_LARGE = 64 * 2**20  # bytes of raw input that are worth a cluster: starting one takes longer than reading less
 
 
 def ingest(
@@ -48,10 +49,10 @@ def ingest(
     strip_markers: bool = True,
     files: int | None = None,
     address: str | None = None,
-) -> runs.Outcome:
+) -> runs.RunResult:
     """Read raw instruction files of any known schema into one corpus of conversations.
 
-    Schemas are recognised file by file: messages (OpenAI chat), conversations (ShareGPT), Alpaca, Dolly,
+    Schemas are detected file by file: messages (OpenAI chat), conversations (ShareGPT), Alpaca, Dolly,
     instruction/response, prompt/completion, question/answer, self-instruct. Exact duplicates are dropped; they and the
     rows that cannot be used go to OUT/rejects with their file, row and reason. OUT/corpus holds the rest in the order
     of their ids, which are hashes: every file is a random part of the corpus.
@@ -59,7 +60,8 @@ def ingest(
     Args:
         inputs: Files, folders or globs of .jsonl, .json, .csv, .tsv (each also .gz, .zst, .bz2) or .parquet, local or
             by URL (s3://, gs://, ...).
-        out: Folder to write; it must be new, empty, or this same run's.
+
+    Columns of the input:
         prompt_column: The column with the prompt, where it has another name than in the known schemas.
         response_column: The column with the response.
         system_column: The column with the system prompt.
@@ -67,39 +69,48 @@ def ingest(
         carry: Columns to carry along into the corpus; empty where a row does not have them.
         strip_markers: Whether a literal end-of-text marker that ends a response (<|endoftext|>, </s>, <|im_end|>,
             <|eot_id|>, <end_of_turn>) is removed: chat templates write their own.
+
+    Scale:
+        address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run, or none where the input has
+            less than 64 MiB.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
         files: Number of files of the corpus; default one for every 32 MiB of input, at least 8.
-        address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
     given = [*inputs, out]
     inputs, out = [absolute(url) for url in inputs], absolute(out)
     config = {name: value for name, value in locals().items() if name != "given"}
     if files is not None and files < 1:
         raise UserError(f"--files {files}: at least one file is needed")
-    if taken := sorted({"id", "source", "messages"} & set(carry or ())):
-        raise UserError(f"--carry {taken[0]}: the corpus has a column of its own with this name")
+    if taken := sorted(_OWN_COLUMNS & set(carry or ())):
+        raise UserError(f"--carry {taken[0]}: ingest has a column of its own with this name")
+    from raydpp.ingest.convert import REJECTS, STAGED, IngestJob, carried_types, sniff
+    from raydpp.ingest.files import list_files
+
     found = list_files(inputs)
-    run = runs.begin("ingest", config, [[file.url, file.bytes] for file in found])
+    run = runs.begin("ingest", config, [[file.url, file.bytes or 0] for file in found])
     if run.done:
         return run.done
-    buckets = files or max(8, math.ceil(sum(file.bytes for file in found) / _FILE_BYTES))
-    connect(address, given)
-    with explain():
-        names = ColumnNames(prompt_column, response_column, system_column, messages_column)
-        plan = _plan(found, names, tuple(carry or ()), strip_markers, run.out)
-        staged = _stage(plan)
-        kept = _shuffle(plan, staged["examples"] - staged["rejects"], buckets)
-    run.out.delete(STAGING)
-    duplicates = kept.pop("duplicates")
-    rows = sum(kept.values())
+    buckets = files or max(8, math.ceil(sum(file.bytes or 0 for file in found) / _FILE_BYTES))
+    names = ColumnNames(prompt_column, response_column, system_column, messages_column)
+    with ThreadPoolExecutor(16) as pool:  # a few rows of each: waiting, not computing
+        sniffed = tuple(pool.map(lambda file: sniff(file, names, carry or ()), found))
+    _report_schemas(sniffed)
+    job = IngestJob(sniffed, carried_types(sniffed, carry or ()), strip_markers, buckets, run.out)
+    if on_cluster := needs_cluster(found, address):
+        connect(address, given)
+    with unwrap_task_errors() if on_cluster else nullcontext():
+        staged = _stage(job, on_cluster)
+        if staged["rejects"] == staged["examples"]:
+            raise UserError(f"no row of the input can be used: {run.out.url_of(REJECTS)} says why for each")
+        kept, duplicates = _write(job, staged["examples"] - staged["rejects"], on_cluster)
+    run.out.delete(STAGED)
+    rows = kept.total()
     if rows + duplicates + staged["rejects"] != staged["examples"]:
         raise RuntimeError(f"{staged} were read, but {rows} kept and {duplicates} dropped as duplicates")
-    if not rows:
-        raise UserError(f"no row of the input can be used: {run.out.url_of('rejects')} says why for each")
     if staged["markers"]:
-        log.info(
-            "ingest: %d responses ended with a literal end-of-text marker, which was removed",
-            staged["markers"],
-        )
+        log.info("ingest: %d responses ended with an end-of-text marker, which was removed", staged["markers"])
     further = staged["examples"] - staged["rows"]
     summary = (
         f"ingest: {staged['rows']:,} rows in{f' (+ {further:,} from rows with several)' if further else ''}"
@@ -107,131 +118,66 @@ def ingest(
         f", {len(kept)} source{'s' * (len(kept) > 1)} -> {run.out}"
     )
     counts = {**staged, "kept": rows, "duplicates": duplicates, "sources": dict(sorted(kept.items()))}
-    return run.finish(summary, counts=counts, formats={item.file.url: item.format_name for item in plan.files})
+    return run.finish(summary, counts=counts, schemas={s.file.url: s.schema and s.schema.name for s in sniffed})
 
 
-def _plan(
-    found: Sequence[RawFile], names: ColumnNames, carry: tuple[str, ...], strip_markers: bool, out: Folder
-) -> ReadPlan:
-    import ray
-
-    looks = ray.data.range(len(found), override_num_blocks=len(found)).map(
-        lambda row: {"id": row["id"], "look": look(found[row["id"]], names, carry)}
-    )
-    files = tuple(row["look"] for row in sorted(looks.iter_rows(), key=lambda row: row["id"]))
-    for item in files:
-        if item.error:
-            raise UserError(f"{item.file.url}: {item.error}")
-        log.info("ingest: %s: %s", item.file.url, item.format_name or "no readable row")
-    if unseen := [name for name in carry if not any(name in item.columns for item in files)]:
-        raise UserError(f"--carry {unseen[0]}: no file has this column")
-    texts = frozenset().union(*(item.texts for item in files))
-    numbers = frozenset().union(*(item.numbers for item in files)) - texts
-    return ReadPlan(files, names, {c: pa.float64() if c in numbers else pa.string() for c in carry}, strip_markers, out)
+def needs_cluster(files: Sequence[RawFile], address: str | None) -> bool:
+    """Whether Ray reads the input: a cluster is named, or the input is large, or nobody knows how large it is."""
+    size = sum(_LARGE if file.bytes is None else file.bytes for file in files)
+    return size >= _LARGE or bool(address or os.environ.get("RAY_ADDRESS"))
 
 
-def _stage(plan: ReadPlan) -> Counter[str]:
-    import ray
+def _report_schemas(files: Sequence[SniffedFile]) -> None:
+    """Log what schema the files have, in one line if it is the same; the files without one are named."""
+    names: dict[str, list[str]] = {}
+    for sniffed in files:
+        if sniffed.schema:
+            names.setdefault(sniffed.schema.name, []).append(sniffed.file.name)
+        else:
+            log.info("ingest: %s: no readable row", sniffed.file.url)
+    for schema, found in names.items():
+        few = f" ({', '.join(found)})" if len(names) > 1 and len(found) <= 3 else ""
+        log.info("ingest: %d file%s: %s%s", len(found), "s" * (len(found) > 1), schema, few)
 
+
+def _stage(job: IngestJob, on_cluster: bool) -> Counter[str]:
+    """The first pass: read all files; the counts of what was staged."""
+    chunks: Iterable[dict[str, int]]
+    if on_cluster:
+        import ray
+
+        numbers = ray.data.range(len(job.files), override_num_blocks=len(job.files))
+        chunks = numbers.flat_map(lambda row: job.stage_file(int(row["id"]))).iter_rows()
+    else:
+        chunks = itertools.chain.from_iterable(map(job.stage_file, range(len(job.files))))
     totals: Counter[str] = Counter()
-    chunks = ray.data.range(len(plan.files), override_num_blocks=len(plan.files)).map_batches(
-        functools.partial(stage_file, plan=plan), batch_size=1
-    )
     with progress_bar("ingest: reading", None, "rows") as bar:
-        for chunk in chunks.iter_rows():
+        for chunk in chunks:
             bar.update(chunk["rows"])
-            totals.update({name: int(count) for name, count in chunk.items()})
+            totals.update(chunk)
     if not totals["rows"]:
         raise UserError("the input has no rows")
     return totals
 
 
-def stage_file(batch: dict[str, Any], plan: ReadPlan) -> Iterator[dict[str, list[int]]]:
-    """Read one file; set its conversations aside, chunk by chunk, and yield each chunk's counts.
-
-    Files are named by where the chunk comes from: a task that is repeated writes the same files again.
-    """
-    index = int(batch["id"][0])
-    item = plan.files[index]
-    form = recognise(item.columns, plan.names) if item.columns else None
-    rows = read_rows(item.file)
-    while chunk := list(itertools.islice(rows, _CHUNK)):
-        name = f"{index:06d}-{chunk[0].row:012d}"
-        examples: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
-        markers = 0
-        for raw in chunk:
-            good, bad = read_row(raw, form, item, plan)
-            markers += sum(example.pop("marker") for example in good)
-            examples += [example | {"file": index} for example in good]
-            rejects += bad
-        if examples:
-            table = pa.Table.from_pylist(examples, schema=plan.schema)
-            write_table(plan.out, f"{STAGING}/{name}.parquet", table)
-        if rejects:
-            plan.out.write_json_lines(f"rejects/{name}.jsonl", rejects)
-        yield {
-            "rows": [len(chunk)],
-            "examples": [len(examples) + len(rejects)],
-            "rejects": [len(rejects)],
-            "markers": [markers],
-        }
+def _write(job: IngestJob, rows: int, on_cluster: bool) -> tuple[Counter[str], int]:
+    """The second pass: gather what was staged by bucket and write the corpus; rows kept by source, and duplicates."""
+    kept: Counter[str] = Counter()
+    duplicates = 0
+    with progress_bar("ingest: writing", rows, "rows") as bar:
+        for sources, dropped in _write_by_ray(job) if on_cluster else job.write_buckets():
+            bar.update(sum(sources.values()) + dropped)
+            kept.update(sources)
+            duplicates += dropped
+    return kept, duplicates
 
 
-def bucket_of(identity: str, buckets: int) -> int:
-    """Which file of the corpus an id belongs to: equal ranges of ids, in order."""
-    return int(identity[:12], 16) * buckets >> 48
-
-
-def _shuffle(plan: ReadPlan, rows: int, buckets: int) -> Counter[str]:
-    """Gather the conversations by bucket and write each as a file; counts of kept rows by source, and duplicates."""
+def _write_by_ray(job: IngestJob) -> Iterator[tuple[dict[str, int], int]]:
     import ray
 
-    totals: Counter[str] = Counter({"duplicates": 0})
-    if not rows:
-        return totals
-    written = (
-        ray.data.read_parquet(STAGING, filesystem=plan.out.system)
-        .map_batches(functools.partial(_with_bucket, buckets=buckets), batch_format="pyarrow")
-        .groupby("bucket")
-        .map_groups(functools.partial(write_bucket, plan=plan), batch_format="pyarrow")
-    )
-    with progress_bar("ingest: writing", rows, "rows") as bar:
-        for row in written.iter_rows():
-            counts = json.loads(row["counts"])
-            bar.update(sum(counts.values()))
-            totals.update(counts)
-    return totals
+    from raydpp.ingest.convert import STAGED
 
-
-def _with_bucket(table: pa.Table, buckets: int) -> pa.Table:
-    values = pa.array([bucket_of(identity, buckets) for identity in table["id"].to_pylist()], pa.int64())
-    return table.set_column(table.schema.get_field_index("bucket"), "bucket", values)
-
-
-def write_bucket(table: pa.Table, plan: ReadPlan) -> pa.Table:
-    """One bucket's conversations: sorted by id, each id once (its first row in the order of files), written whole."""
-    table = table.sort_by([("id", "ascending"), ("file", "ascending"), ("row", "ascending")])
-    ids = table["id"].to_pylist()
-    first = [index == 0 or ids[index] != ids[index - 1] for index in range(len(ids))]
-    kept = table.filter(pa.array(first))
-    doubles = table.filter(pa.array([not is_first for is_first in first]))
-    name = f"part-{table['bucket'][0].as_py():05d}"
-    if doubles.num_rows:
-        origin = {row["id"]: row for row in kept.select(["id", "file", "row"]).to_pylist()}
-        rejects = [
-            {
-                "file": plan.files[row["file"]].file.url,
-                "row": row["row"],
-                "id": row["id"],
-                "reason": "an exact duplicate of row {} of {}".format(
-                    origin[row["id"]]["row"], plan.files[origin[row["id"]]["file"]].file.url
-                ),
-            }
-            for row in doubles.select(["id", "file", "row"]).to_pylist()
-        ]
-        plan.out.write_json_lines(f"rejects/duplicates-{name}.jsonl", rejects)
-    corpus = kept.select(corpus_schema(plan.carried).names)
-    write_table(plan.out, f"{TABLE}/{name}.parquet", corpus)
-    counts = {item["values"]: item["counts"] for item in pc.value_counts(kept["source"]).to_pylist()}
-    return pa.table({"counts": [json.dumps(counts | {"duplicates": doubles.num_rows})]})
+    # One partition for each file of the corpus: Ray's default of 200 takes longer than the work in them.
+    buckets = ray.data.read_parquet(STAGED, filesystem=job.out.system).groupby("_bucket", num_partitions=job.buckets)
+    counts = buckets.map_groups(lambda table: {"counts": [json.dumps(job.write_bucket(table))]}, batch_format="pyarrow")
+    return (json.loads(row["counts"]) for row in counts.iter_rows())

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-from rich.table import Table as TerminalTable
+from typing import TYPE_CHECKING, Any, Literal
 
 from raydpp import runs
-from raydpp.cluster import connect, explain
-from raydpp.diversity.distance import (
-    LogDetDistance,
-    Subset,
-    distance_from_curves,
-    greedy_curve,
-    log_det_curve,
-    reference_curves,
-)
-from raydpp.dpp.kernels import Kernel, KernelName
+from raydpp.cluster import tasks_for, unwrap_task_errors
+from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError
-from raydpp.report.figures import curve_figure
-from raydpp.report.html import Section, Table, render
-from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
-from raydpp.select.plan import ROWS_PER_PARTITION
-from raydpp.select.request import Request
+from raydpp.report.table import Table
 from raydpp.storage import absolute
-from raydpp.tables import (
-    GradientTable,
-    by_source,
-    open_table,
-    partition_count,
-    partition_files,
-    same_fingerprint,
-    vectors,
-)
+from raydpp.tables import GradientTable, by_source, open_table, same_fingerprint
+
+if TYPE_CHECKING:
+    from raydpp.diversity.distance import LogDetDistance
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +28,9 @@ def measure(
     out: str,
     *,
     size: int | None = None,
-    subset: Subset = "greedy",
+    subset: Literal["greedy", "uniform"] = "greedy",
     split_by_source: bool = False,
-    kernel: KernelName = "rbf",
+    kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
     draws: int = 5,
@@ -58,7 +38,7 @@ def measure(
     seed: int = 0,
     feature_column: str = "gradient",
     address: str | None = None,
-) -> runs.Outcome:
+) -> runs.RunResult:
     """Say how diverse datasets are: their log-det distance to as many points spread at random over the sphere.
 
     In nats per example; the smaller, the more diverse; comparable at the same size only, so all tables are measured at
@@ -90,9 +70,9 @@ def measure(
         raise UserError(f"--draws {draws}: at least one is needed")
     if not seeds:
         raise UserError("--reference-seeds: at least one is needed")
-    similarity = Kernel(kernel, gamma, ridge)
     opened = [open_table(url, feature_column) for url in tables]
     same_fingerprint(opened)
+    similarity = Kernel(kernel, gamma, ridge)
     run = runs.begin("measure", config, [table.identity for table in opened])
     if run.done:
         return run.done
@@ -105,90 +85,72 @@ def measure(
             raise UserError(f"--size {m}: {table.name} has {table.rows} examples; give at most that many")
     similarity.check_budget(m, opened[0].dimension)
 
-    connect(address, given)
-    with explain():
+    # torch takes seconds: mistakes, and what is done already, are found before it is loaded
+    from raydpp.diversity.distance import distance_from_curves
+    from raydpp.measure.curves import greedy_curves, one_partition, references, uniform_curves
+
+    tasks = tasks_for("measure", address, given, all(map(one_partition, opened)))
+    with unwrap_task_errors():
         log.info("measure: %d tables at %d examples each", len(opened), m)
-        references = _references(m, opened[0].dimension, similarity, seeds)
+        reference = references(tasks, m, opened[0].dimension, similarity, seeds)
         distances = {}
         for table in opened:
             curves = (
-                _greedy_curves(table, m, similarity)
+                greedy_curves(tasks, table, m, similarity)
                 if subset == "greedy"
-                else _uniform_curves(table, m, similarity, draws, seed)
+                else uniform_curves(tasks, table, m, similarity, draws, seed)
             )
-            distances[table.name] = distance_from_curves(curves, references, subset=subset, kernel=similarity)
-    write_report(run, opened, distances)
+            distances[table.name] = distance_from_curves(curves, reference, subset=subset, kernel=similarity)
+    results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
+    shown = distance_table(results)
+    run.out.write_json("distances.json", [_with_curve(one, kernel, distances[one["table"]]) for one in results])
+    run.out.write_text("report.html", report(shown, distances))
     least = min(distances, key=lambda name: distances[name].mean)
     summary = (
         f"measure: log-det distance at {m:,} examples ({subset}, {kernel}): "
         + (f"{distances[least].mean:.4f} nats per example" if len(opened) == 1 else f"most diverse {least}")
         + f" -> {run.out}"
     )
-    results = [
-        {"table": name, "rows": table.rows, **numbers(distances[name])}
-        for name, table in ((table.name, table) for table in opened)
-    ]
-    return run.finish(summary, counts={"tables": len(opened), "size": m}, results=results)
+    counts = {"tables": len(opened), "size": m}
+    return run.finish(summary, counts=counts, results=results, tables=[shown.record])
+
+
+def distance_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """What measure found, most diverse first."""
+    columns = {"table": "table", "examples": "rows", "m": "size", "distance": "mean", "std": "std"}
+    return Table(
+        "Log-det distance, nats per example (smaller is more diverse)",
+        list(columns),
+        [[one[name] for name in columns.values()] for one in sorted(results, key=lambda one: one["mean"])],
+    )
+
+
+def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
+    """report.html: the table, and the curves in the same order."""
+    from raydpp.report.figures import curve_figure
+    from raydpp.report.html import Section, render
+
+    ranked = sorted(distances.items(), key=lambda one: one[1].mean)
+    curves = {name: (found.sizes, found.means, found.stds) for name, found in ranked}
+    section = Section(
+        "Log-det distance",
+        "Mean over the reference point sets, and standard deviation. 0 is as diverse as points spread at random over"
+        " the sphere.",
+        shown,
+        [curve_figure(curves)],
+    )
+    return render("Diversity", f"{len(shown.rows)} tables, most diverse first.", [section])
 
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:
     """A distance without its curve, for JSON."""
-    return {
-        "size": distance.size,
-        "subset": distance.subset,
-        "mean": distance.mean,
-        "std": distance.std,
-        "floored": distance.floored,
-    }
+    names = ("size", "subset", "mean", "std", "floored")
+    return {name: getattr(distance, name) for name in names}
 
 
-def terminal_table(results: list[dict[str, Any]]) -> TerminalTable:
-    """What measure found, most diverse first, for the terminal."""
-    table = TerminalTable(title="log-det distance, nats per example (smaller is more diverse)")
-    for heading in ("table", "examples", "m", "distance", "std"):
-        table.add_column(heading, justify="left" if heading == "table" else "right")
-    for row in sorted(results, key=lambda row: row["mean"]):
-        table.add_row(row["table"], f"{row['rows']:,}", f"{row['size']:,}", f"{row['mean']:.4f}", f"{row['std']:.4f}")
-    return table
-
-
-def write_report(run: runs.Run, tables: list[GradientTable], distances: dict[str, LogDetDistance]) -> None:
-    """distances.json with all curves, and report.html."""
-    run.out.write_json(
-        "distances.json",
-        [
-            {"table": table.name, "rows": table.rows, "kernel": run.record["config"]["kernel"]}
-            | numbers(distances[table.name])
-            | {
-                "curve": {
-                    "sizes": distances[table.name].sizes.tolist(),
-                    "means": distances[table.name].means.tolist(),
-                    "stds": distances[table.name].stds.tolist(),
-                }
-            }
-            for table in tables
-        ],
-    )
-    ranked = sorted(tables, key=lambda table: distances[table.name].mean)
-    rows = [
-        [
-            table.name,
-            table.rows,
-            distances[table.name].size,
-            distances[table.name].mean,
-            distances[table.name].std,
-        ]
-        for table in ranked
-    ]
-    curves = {t.name: (distances[t.name].sizes, distances[t.name].means, distances[t.name].stds) for t in ranked}
-    section = Section(
-        "Log-det distance",
-        "Mean over the reference point sets, and standard deviation. Smaller is more diverse; 0 is as diverse as points"
-        " spread at random over the sphere.",
-        Table(("table", "examples", "m", "distance, nats per example", "std"), rows),
-        [curve_figure(curves, title="Log-det distance against the number of examples")],
-    )
-    run.out.write_text("report.html", render("Diversity", f"{len(tables)} tables, most diverse first.", [section]))
+def _with_curve(result: Mapping[str, Any], kernel: str, distance: LogDetDistance) -> dict[str, Any]:
+    curve = {"sizes": distance.sizes.tolist(), "means": distance.means.tolist(), "stds": distance.stds.tolist()}
+    return {"table": result["table"], "rows": result["rows"], "kernel": kernel, **result, "curve": curve}
 
 
 def _distinct(tables: list[GradientTable]) -> list[GradientTable]:
@@ -199,41 +161,3 @@ def _distinct(tables: list[GradientTable]) -> list[GradientTable]:
         seen[table.name] = seen.get(table.name, 0) + 1
         named.append(table if seen[table.name] == 1 else replace(table, name=f"{table.name} ({seen[table.name]})"))
     return named
-
-
-def _references(size: int, dimension: int, kernel: Kernel, seeds: list[int]) -> np.ndarray:
-    """(seeds, m) log-det curves of the reference points, one task a seed."""
-    import ray
-
-    task = ray.remote(reference_curves)
-    return np.concatenate(ray.get([task.remote(size, dimension, kernel, [one]) for one in seeds]))
-
-
-def _greedy_curves(table: GradientTable, size: int, kernel: Kernel) -> np.ndarray:
-    groups = partition_files(table.parts, partition_count(table.rows, ROWS_PER_PARTITION))
-    request = Request(kernel, table.column, size)
-    picked = distributed_greedy(table, groups, request, OVERSAMPLE, f"measure: {table.name}")
-    if picked.interrupted:
-        raise KeyboardInterrupt  # part of a curve is not what was asked for
-    return greedy_curve(picked.selection.log_gains, size, kernel)[None]  # (1, m)
-
-
-def _uniform_curves(table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> np.ndarray:
-    import ray
-
-    task = ray.remote(_draw_curve)
-    return np.stack(ray.get([task.remote(table, size, kernel, [seed, draw]) for draw in range(draws)]))
-
-
-def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> np.ndarray:
-    """(m,) log-det curve of one uniform sample, read file by file."""
-    order = np.random.default_rng(seed).permutation(table.rows)[:size]  # row numbers in the order of drawing
-    taken: list[pa.Table] = []
-    start = 0
-    for part in table.parts:
-        inside = np.sort(order[(order >= start) & (order < start + part.rows)]) - start
-        if len(inside):
-            taken.append(table.read([part]).take(pa.array(inside)))
-        start += part.rows
-    features = vectors(pa.concat_tables(taken)[table.column])  # (m, D), in row order
-    return log_det_curve(features[np.argsort(np.argsort(order))], kernel)

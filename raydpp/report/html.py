@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
-from raydpp.report.style import COLOURS, Plot, in_words, svg
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings; numbers are set right-aligned, with four significant digits.
-
-    Raises:
-        ValueError: A row has not as many cells as there are headings.
-    """
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[object]]
-
-    def __post_init__(self) -> None:
-        for number, row in enumerate(self.rows):
-            if len(row) != len(self.headings):
-                raise ValueError(f"row {number} has {len(row)} cells under {len(self.headings)} headings")
+from raydpp.report.style import COLOURS, Plot, svg
+from raydpp.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -55,8 +37,7 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=in_words, paragraphs=_paragraphs)
-    environment.tests["numeric"] = _is_number
+    environment.filters["paragraphs"] = _paragraphs
     plots = [plot for section in sections for plot in section.figures]
     drawn = {id(plot): svg(plot, f"figure-{number}-") for number, plot in enumerate(plots, 1)}
     return environment.get_template("report.html").render(
@@ -66,7 +47,3 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 def _paragraphs(text: str) -> list[str]:
     return [paragraph for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)

@@ -6,8 +6,6 @@ bytes.
 
 from __future__ import annotations
 
-import math
-import numbers
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,6 @@ from io import BytesIO
 from xml.etree import ElementTree
 
 import matplotlib.style
-import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -65,7 +62,7 @@ styled = partial(matplotlib.style.context, ["default", _STYLE])
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure and what it shows, in words, for those who cannot see it."""
+    """A figure, and a text that says what it shows to those who cannot see it."""
 
     figure: Figure
     alt: str
@@ -99,19 +96,3 @@ def _attribute(key: str, value: str, prefix: str) -> str:
     for name, (light, _) in COLOURS.items():
         value = value.replace(light, f"var(--{name})")
     return value.replace("url(#", f"url(#{prefix}")
-
-
-def in_words(value: object) -> str:
-    """A value as a reader wants it: counts with separators, four significant digits, words for the rest."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}"
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        if not math.isfinite(number):
-            return "n/a" if math.isnan(number) else ("∞" if number > 0 else "-∞")
-        return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
-    return str(value)

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydpp.cluster import memory_for
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import condition
-from raydpp.dpp.oracles.choice import OracleName, make_given, oracle_of_rounds
+from raydpp.dpp.oracles.choice import OracleName, bounded_oracle, choose_sharded_oracle
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.progress import progress_bar
-from raydpp.select.plan import need
-from raydpp.select.request import Picked, Request, items_of
+from raydpp.select.inputs import SelectionJob
+from raydpp.select.plan import search_cost
+from raydpp.select.request import Picked, Request
 from raydpp.tables import GradientTable, Part, vectors
 
 log = logging.getLogger(__name__)
@@ -27,17 +27,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is left beside what was accepted, as what they add to the objective (in nats, where only diversity counts).
+    """What is left beside what was accepted, by what it adds to the objective (nats, where only diversity counts)."""
 
-    Attributes:
-        largest_left: The most that any example left would add; None where none is left.
-        smallest_accepted: The least that a pick added when it was picked.
-        above: How many examples left would each add more than ``smallest_accepted``.
-    """
-
-    largest_left: float | None
-    smallest_accepted: float
-    above: int
+    largest_left: float | None  # the most that any example left would add; None where none is left
+    smallest_accepted: float  # the least that a pick added when it was picked
+    above: int  # how many examples left would each add more than the smallest accepted
 
     def __str__(self) -> str:
         if self.largest_left is None:
@@ -54,69 +48,42 @@ class Certificate:
         return asdict(self)
 
 
-def certify(
-    table: GradientTable,
-    groups: list[list[Part]],
-    request: Request,
-    picked: Picked,
-    title: str,
-    owned: Any = None,
-    exclude: pa.Array | None = None,
-    owned_rows: int = 0,
-) -> Certificate | None:
+def certify(job: SelectionJob, picked: Picked) -> Certificate | None:
     """One pass over all partitions for what each example left would still add, given the picks.
 
     What cannot reach the smallest accepted is not computed to the end. None where the budget is in tokens or per
     source: there what is left is not free to be picked.
-
-    Args:
-        table: The table.
-        groups: Its files, in partitions.
-        request: What was selected by.
-        picked: What came out.
-        title: Of the progress bar.
-        owned: A reference to the (O, D) features of what is there already, or None.
-        exclude: Ids not to be picked.
-        owned_rows: O.
     """
-    import ray
-
-    if request.tokens is not None or request.minimum or request.maximum or request.weight == 1.0:
+    table, request, tasks = job.table, job.request, job.tasks
+    budget, objective = request.budget, request.objective
+    if budget.tokens is not None or budget.minimum or budget.maximum or objective.quality_weight == 1.0:
         return None
     picks, gains = picked.rows, picked.selection.log_gains
-    accepted = float(((1.0 - request.weight) * gains + _worth(picks, request)).min())
-    ids = [pa.array(picks["id"].to_pylist(), pa.string()), *([] if exclude is None else [exclude])]
+    accepted = float((objective.diversity * gains + request.items(picks).modular).min())
+    ids = [pa.array(picks["id"].to_pylist(), pa.string()), job.given.excluded]
     features = vectors(picks[request.column])  # (k, D)
-    size = len(picks) + owned_rows
-    oracle = oracle_of_rounds(request.oracle, request.kernel, table.rows, table.dimension, size)
-    told = ray.remote(_told).remote(owned, features, request.kernel, oracle)
-    common = (table, request, oracle, size, told, accepted, ray.put(pa.concat_arrays(ids)))
-    task: Any = ray.remote(_left)
-    memory = [
-        memory_for(need(request, sum(part.rows for part in group), table.dimension, owned_rows).bytes, title)
-        for group in groups
+    size = len(picks) + job.given.count
+    oracle = choose_sharded_oracle(request.oracle, objective.kernel, table.rows, table.dimension, size)
+    conditions = tasks.submit(_distinct, job.given.features, features, objective.kernel, oracle)
+    common = (table, request, oracle, size, conditions, accepted, tasks.put(pa.concat_arrays(ids)))
+    running = [
+        tasks.submit(_left, parts, *common, memory=search_cost(request, rows, table.dimension, job.given.count).bytes)
+        for parts, rows in zip(job.partitions, job.partition_rows, strict=True)
     ]
-    waiting = [task.options(memory=m).remote(group, *common) for group, m in zip(groups, memory, strict=True)]
     found: list[tuple[float, int]] = []
-    with progress_bar(f"{title}: certificate", len(groups), "partitions") as bar:
-        while waiting:
-            finished, waiting = ray.wait(waiting)
-            found += ray.get(finished)
-            bar.update(len(finished))
+    with progress_bar(f"{job.title}: certificate", len(running), "partitions") as bar:
+        for one in tasks.as_completed(running):
+            found.append(one)
+            bar.update()
     best = max(one for one, _ in found)
     return Certificate(None if best == -math.inf else best, accepted, sum(count for _, count in found))
 
 
-def _worth(picks: pa.Table, request: Request) -> np.ndarray:
-    worth = items_of(picks, request).worth
-    return np.zeros(len(picks)) if worth is None else worth
-
-
-def _told(owned: np.ndarray | None, picks: np.ndarray, kernel: Kernel, oracle: OracleName) -> np.ndarray:
+def _distinct(owned: np.ndarray | None, picks: np.ndarray, kernel: Kernel, oracle: OracleName) -> np.ndarray:
     """Everything to condition on, but copies: (k, D) as stored."""
     features: Sequence[np.ndarray] = [picks] if owned is None else [owned.astype(picks.dtype), picks]
     rows = UnitRows(np.concatenate(features))
-    given = make_given(oracle, rows, kernel, len(rows))
+    given = bounded_oracle(oracle).posterior_type(rows, kernel, len(rows))
     return rows.stored(condition(given, np.arange(len(rows)), kernel.floor, width=256))
 
 
@@ -126,9 +93,9 @@ def _left(
     request: Request,
     oracle: OracleName,
     size: int,
-    told: np.ndarray,
+    conditions: np.ndarray,
     accepted: float,
-    shut: pa.Array,
+    excluded: pa.Array,
 ) -> tuple[float, int]:
-    items = items_of(table.read(parts, request.columns), request, shut)
-    return Shard(items, request.kernel, oracle, size, 1.0 - request.weight).left_above(told, accepted)
+    items = request.items(table.read(parts, request.columns), excluded)
+    return Shard(items, request.objective, oracle, size).left_above(conditions, accepted)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.table import Table as TerminalTable
 
 from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
-from raydpp.dpp.baselines import BaselineName, baseline
+from raydpp.dpp import BaselineName
+from raydpp.dpp.baselines import pick
 from raydpp.errors import UserError
-from raydpp.progress import Counter, progress_bar, reporter, watch
+from raydpp.progress import progress_bar, reporter
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
-from raydpp.report.html import Section, Table, render
-from raydpp.report.style import Plot
-from raydpp.select.inputs import Owned
+from raydpp.report.html import Section, render
+from raydpp.report.table import Table
+from raydpp.select.inputs import SelectionJob
 from raydpp.select.request import Picked, Request, numbers
 from raydpp.storage import Folder
 from raydpp.tables import GradientTable, vectors
@@ -32,70 +32,48 @@ _SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Choice:
-    """What a baseline needs beside the request.
-
-    Attributes:
-        method: Which one.
-        seed: Of what is random in it.
-        threshold: The cosine similarity from which dedup calls two examples the same.
-    """
+    """A baseline, and what it needs beside the request."""
 
     method: BaselineName
-    seed: int = 0
-    threshold: float = 0.95
+    seed: int = 0  # of what is random in it
+    threshold: float = 0.95  # the cosine similarity from which dedup calls two examples the same
 
 
-def pick_baselines(
-    table: GradientTable, choices: Sequence[Choice], request: Request, exclude: pa.Array, title: str
-) -> dict[str, Picked]:
-    """Run baselines over a table, one task each; each reads the whole table."""
-    import ray
+def pick_baselines(job: SelectionJob, choices: Sequence[Choice]) -> dict[str, Picked]:
+    """Run baselines over a job's table, one task each; each reads the whole table."""
+    with progress_bar(job.title, None, "picks") as bar:
+        counter = job.tasks.counter(bar)
+        running = [
+            job.tasks.submit(_baseline, job.table, choice, job.request, job.given.excluded, counter)
+            for choice in choices
+        ]
+        job.tasks.wait(running, counter, bar)
+    found = job.tasks.get(running)
+    return {choice.method: Picked(*one) for choice, one in zip(choices, found, strict=True)}
 
-    counter = ray.remote(num_cpus=0)(Counter).remote()
-    task = ray.remote(_baseline)
-    with progress_bar(title, None, "picks") as bar:
-        running = [task.remote(table, choice, request, exclude, counter) for choice in choices]
-        watch(running, counter, bar)
-        return {choice.method: Picked(*ray.get(one)) for choice, one in zip(choices, running, strict=True)}
 
-
-def with_baselines(
-    table: GradientTable, request: Request, picked: Picked, have: Owned, method: str, seed: int, threshold: float
-) -> list[dict[str, Any]]:
+def with_baselines(job: SelectionJob, picked: Picked, method: str, seed: int, threshold: float) -> list[dict[str, Any]]:
     """The picks of a method beside those of the baselines that the request and the table allow. See ``comparison``."""
     check_size(len(picked.rows))
-    names = [name for name in BASELINES if name != method and possible(name, request, table)]
+    names = [name for name in BASELINES if name != method and possible(name, job.request, job.table)]
     choices = [Choice(name, seed, threshold) for name in names]
-    found = {method: picked, **pick_baselines(table, choices, request, have.excluded, "compare")}
-    return comparison(found, request, table.dimension, have.count > 0)
+    return comparison(job, {method: picked, **pick_baselines(replace(job, title="compare"), choices)})
 
 
-def comparison(
-    found: Mapping[str, Picked], request: Request, dimension: int, given_owned: bool
-) -> list[dict[str, Any]]:
-    """One record a method: examples, log det and distance of the set by itself, mean quality, tokens, source mix.
-
-    Args:
-        found: By method; ``greedy`` is ours.
-        request: Its quality columns need not count in the selection.
-        dimension: D.
-        given_owned: Whether gains are given what is owned, so that log det has to be computed anew.
-    """
-    import ray
-
+def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str, Any]]:
+    """One record a method: examples, log det and distance of the set by itself, mean quality, tokens, source mix."""
+    request, tasks, kernel = job.request, job.tasks, job.request.objective.kernel
     sizes = [len(picked.rows) for picked in found.values()]
-    task = ray.remote(reference_curves)
-    references = np.concatenate(
-        ray.get([task.remote(max(sizes), dimension, request.kernel, [seed]) for seed in _SEEDS])
-    )  # (seeds, m)
+    curves = [tasks.submit(reference_curves, max(sizes), job.table.dimension, kernel, [seed]) for seed in _SEEDS]
+    references = np.concatenate(tasks.get(curves))  # (seeds, m)
     records = []
     for method, picked in found.items():
         size = len(picked.rows)
-        if given_owned:
-            curve = log_det_curve(vectors(picked.rows[request.column]), request.kernel)
+        if job.given.count:  # gains are given what is owned: log det is computed again
+            curve = log_det_curve(vectors(picked.rows[request.column]), kernel)
         else:
-            curve = greedy_curve(picked.selection.log_gains, size, request.kernel)
-        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=request.kernel)
+            curve = greedy_curve(picked.selection.log_gains, size, kernel)
+        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel)
         scores = request.scores(picked.rows)
         records.append(
             {
@@ -113,14 +91,20 @@ def comparison(
     return records
 
 
-def comparison_table(records: Sequence[Mapping[str, Any]]) -> TerminalTable:
-    """The comparison for the terminal, largest log det first."""
-    table = TerminalTable(title="the same budget by other methods (log det: larger is more diverse; distance: smaller)")
-    for heading in ("method", "examples", "log det", "distance", "quality", "tokens", "source mix"):
-        table.add_column(heading, justify="left" if heading in ("method", "source mix") else "right")
-    for row in sorted(records, key=lambda row: -row["log_det"]):
-        table.add_row(*_cells(row))
-    return table
+def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """What ``comparison`` found, largest log det first."""
+    rows = []
+    for one in sorted(records, key=lambda one: -one["log_det"]):
+        mix = [f"{source} {share:.0%}" for source, share in one["sources"].items()]
+        shown = ", ".join(mix[:4] + ["..."] * (len(mix) > 4))
+        rows.append(
+            [*(one[name] for name in ("method", "examples", "log_det", "distance", "quality", "tokens")), shown]
+        )
+    return Table(
+        "The same budget by other methods (log det: larger is more diverse; distance: smaller)",
+        ["method", "examples", "log det", "distance", "quality", "tokens", "source mix"],
+        rows,
+    )
 
 
 def write_report(
@@ -141,22 +125,17 @@ def write_report(
     ]
     if records:
         curves = {
-            r["method"]: (np.arange(1, r["examples"] + 1), np.array(r["curve"]), np.zeros(r["examples"]))
-            for r in records
+            one["method"]: (np.arange(1, one["examples"] + 1), np.array(one["curve"]), np.zeros(one["examples"]))
+            for one in records
         }
-        figures: Sequence[Plot] = [curve_figure(curves, title="Log-det distance of the first m picks")]
-        headings = ("method", "examples", "log det", "distance", "quality", "tokens", "source mix")
-        rows = [_cells(row) for row in sorted(records, key=lambda row: -row["log_det"])]
-        sections.insert(
-            0,
-            Section(
-                "The same budget by other methods",
-                "Log det of the kernel matrix of the set (larger is more diverse), its log-det distance in nats per"
-                " example (smaller is more diverse), the mean of the standardised quality.",
-                Table(headings, rows),
-                figures,
-            ),
+        compared = Section(
+            "Beside other methods",
+            "Log det of the kernel matrix of the set, its log-det distance in nats per example, the mean of the"
+            " standardised quality. The figure shows the distance of the first m picks of each method.",
+            comparison_table(records),
+            [curve_figure(curves)],
         )
+        sections.insert(0, compared)
     out.write_text("report.html", render("Selection", lead, sections))
 
 
@@ -181,21 +160,9 @@ def possible(method: BaselineName, request: Request, table: GradientTable) -> bo
     if method == "length":
         return table.has(request.cost)
     if method == "k-means":
-        return request.size is not None and request.tokens is None and not (request.minimum or request.maximum)
+        budget = request.budget
+        return budget.size is not None and budget.tokens is None and not (budget.minimum or budget.maximum)
     return True
-
-
-def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    mix = ", ".join(f"{source} {share:.0%}" for source, share in list(row["sources"].items())[:4])
-    return (
-        row["method"],
-        f"{row['examples']:,}",
-        f"{row['log_det']:,.2f}",
-        f"{row['distance']:.4f}",
-        "-" if row["quality"] is None else f"{row['quality']:.2f}",
-        "-" if row["tokens"] is None else f"{row['tokens']:,.0f}",
-        mix + (", ..." if len(row["sources"]) > 4 else ""),
-    )
 
 
 def _tokens(rows: pa.Table, column: str) -> float | None:
@@ -205,22 +172,14 @@ def _tokens(rows: pa.Table, column: str) -> float | None:
 def _baseline(table: GradientTable, choice: Choice, request: Request, exclude: pa.Array, counter: Any) -> Any:
     rows = table.read(table.parts, (*request.columns, *([request.cost] if choice.method == "length" else [])))
     rows = rows.filter(pc.invert(pc.is_in(rows["id"], exclude)))
-    quotas = bool(request.minimum or request.maximum)
-    selection = baseline(
+    items = request.items(rows)
+    selection = pick(
         choice.method,
-        vectors(rows[request.column]),  # (n, D)
-        None if request.size is None else min(request.size, rows.num_rows),
-        kernel=request.kernel.name,
-        gamma=request.kernel.gamma,
-        ridge=request.kernel.ridge,
+        items,
+        request.budget.within(items),
+        request.objective.kernel,
         quality=request.scores(rows),
         lengths=numbers(rows, request.cost) if choice.method == "length" else None,
-        ids=rows["id"].to_pylist(),
-        tokens=request.tokens,
-        costs=None if request.tokens is None else numbers(rows, request.cost),
-        sources=rows["source"].to_pylist() if quotas else None,
-        minimum=request.minimum or None,
-        maximum=request.maximum or None,
         threshold=choice.threshold,
         seed=choice.seed,
         progress=reporter(counter),

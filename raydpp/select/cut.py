@@ -15,12 +15,12 @@ from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, read_colum
 log = logging.getLogger(__name__)
 
 
-def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
+def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
     """Take the first SIZE picks of a selection: greedy is nested, so they are the selection for that budget.
 
     Needs no search, no model and no cluster. Works on what raydpp select wrote, finished or ended by Ctrl-C, and on
-    what raydpp cut wrote. A selection made with --minimum or --tokens keeps room for what comes later, so a part of
-    it is not what a smaller budget would have given: these are refused.
+    what raydpp cut wrote. A selection made with --min-per-source or --tokens keeps room for what comes later, so a
+    part of it is not what a smaller budget would have given: these are refused.
 
     Args:
         selection: Output folder of raydpp select.
@@ -29,8 +29,9 @@ def cut(selection: str, out: str, size: int | float) -> runs.Outcome:
     """
     selection, out = absolute(selection), absolute(out)
     source = Folder.at(selection)
-    record = runs.require(["select", "cut"], source, interrupted=True)
-    if used := [f"--{name}" for name in ("minimum", "tokens") if record["nested_unless"].get(name)]:
+    record = runs.load_finished(["select", "cut"], source, interrupted=True)
+    options = {"minimum": "--min-per-source", "tokens": "--tokens"}
+    if used := [option for name, option in options.items() if record["nested_unless"].get(name)]:
         raise UserError(f"{selection} was selected with {used[0]}: its parts are not selections; run raydpp select")
     picks = read_columns(parquet_parts(source.below("selection")), SELECTION_SCHEMA.names)
     try:

@@ -1,8 +1,8 @@
 """Exact greedy MAP over a gradient table on the cluster: an actor for each shard, rounds led from here.
 
-Ray starts an actor that died anew, wherever there is room; it reads its files again, hears the whole story of the
-picks, and the search goes on. The picks so far are kept in OUT/rounds, from which the same command goes on where a
-search had to end.
+Ray restarts an actor that died wherever there is room; it reads its files again, receives all picks so far, and the
+search goes on. The picks so far are kept in OUT/rounds, from which the same command
+resumes where a search had to end.
 """
 
 from __future__ import annotations
@@ -10,21 +10,20 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raydpp.cluster import memory_for
-from raydpp.dpp.budget import Budget
 from raydpp.dpp.lazy_greedy import Selection
-from raydpp.dpp.oracles.choice import oracle_of_rounds
-from raydpp.dpp.sharded.coordinator import Rounds
+from raydpp.dpp.oracles.choice import choose_sharded_oracle
+from raydpp.dpp.sharded.coordinator import ShardedGreedy
 from raydpp.progress import progress_bar
-from raydpp.select.plan import need
+from raydpp.select.inputs import SelectionJob
+from raydpp.select.plan import search_cost
 from raydpp.select.request import Picked, Request
 from raydpp.select.shard_actors import ShardActors
-from raydpp.tables import GradientTable, Part, write_table
+from raydpp.tables import Part, write_table
 
 log = logging.getLogger(__name__)
 
@@ -32,65 +31,37 @@ SAVE_EVERY = 10.0
 """Seconds between two records of the picks so far."""
 
 
-def exact_greedy(
-    table: GradientTable,
-    groups: list[list[Part]],
-    request: Request,
-    title: str,
-    record: Part,
-    owned: Any = None,
-    exclude: pa.Array | None = None,
-    owned_rows: int = 0,
-    start: tuple[list[str], list[float]] | None = None,
-) -> Picked:
+def exact_greedy(job: SelectionJob, record: Part, start: tuple[list[str], list[float]] | None = None) -> Picked:
     """Greedy over all files at once; the picks are those of a search over one table that holds them all.
 
     Ctrl-C ends the search with the picks it has, which are the selection for that budget.
 
     Args:
-        table: The table.
-        groups: Its files, in shards.
-        request: What to select by.
-        title: Of the progress bar.
-        record: A Parquet file that keeps the picks so far, and is gone on from where it exists.
-        owned: A reference to the (O, D) features of what is there already, or None.
-        exclude: Ids not to be picked.
-        owned_rows: O.
+        job: What to select; its partitions are the shards.
+        record: A Parquet file that keeps the picks so far, and is resumed from where it exists.
         start: Ids and log gains of picks to go on behind, where the record has none.
 
     Raises:
         UserError: A shard has no node to run on any more, or dies again and again.
     """
-    import ray
-
     began = time.monotonic()
-    have = None if owned is None else ray.get(owned)
-    rows, most = table.rows, request.size or table.rows
-    size = min(most, rows) + owned_rows
-    oracle = oracle_of_rounds(request.oracle, request.kernel, rows, table.dimension, size)
-    log.info("%s: exact greedy MAP over %d shards by the %s oracle", title, len(groups), oracle)
-    largest = max(sum(part.rows for part in group) for group in groups)
-    memory = memory_for(need(replace(request, size=most), largest, table.dimension, owned_rows).bytes, title)
-    shards = ShardActors(table, groups, request, oracle, size, exclude, memory)
+    table, request, given = job.table, job.request, job.given
+    owned = None if given.features is None else job.tasks.get(given.features)
+    rows, most = table.rows, int(request.budget.size or table.rows)
+    size, budget = min(most, rows) + given.count, replace(request.budget, size=most)
+    oracle = choose_sharded_oracle(request.oracle, request.objective.kernel, rows, table.dimension, size)
+    log.info("%s: exact greedy MAP over %d shards by the %s oracle", job.title, len(job.partitions), oracle)
+    cost = search_cost(replace(request, budget=budget), max(job.partition_rows), table.dimension, given.count)
+    shards = ShardActors(job, oracle, size, memory_for(cost.bytes, job.title))
     try:
-        search = Rounds(
-            shards,
-            request.kernel,
-            oracle,
-            size,
-            Budget(most, request.tokens, minimum=request.minimum, maximum=request.maximum),
-            rows,
-            shards.available(),
-            1.0 - request.weight,
-            request.tolerance,
-        )
+        search = ShardedGreedy(shards, request.objective, oracle, size, budget, rows, shards.available())
         loaded = time.monotonic()
-        if have is not None:
-            search.own(have)
+        if owned is not None:
+            search.condition_on(owned)
         if done := _recorded(record) or start:
-            search.adopt(*done)
-            log.info("%s: goes on behind %d picks", title, len(done[0]))
-        stopped, interrupted = _run(search, request, title, record)
+            search.resume_from(*done)
+            log.info("%s: resumes after %d picks", job.title, len(done[0]))
+        stopped, interrupted = _run(search, request, job.title, record)
         gains = search.picks.log_gains
         seconds = {"reading": loaded - began, "rounds": time.monotonic() - loaded}
         rows_picked = shards.take(search.where[: len(gains)])
@@ -100,10 +71,10 @@ def exact_greedy(
     return Picked(rows_picked, found, interrupted, search.rounds, seconds)
 
 
-def _run(search: Rounds, request: Request, title: str, record: Part) -> tuple[str | None, bool]:
-    """Search; returns why it ended early, in words, and whether Ctrl-C did it. Whatever happens, picks are kept."""
+def _run(search: ShardedGreedy, request: Request, title: str, record: Part) -> tuple[str | None, bool]:
+    """Search; returns why it ended early, and whether Ctrl-C did it. Whatever happens, picks are kept."""
     picks, saved = search.picks, time.monotonic()
-    with progress_bar(title, request.size, "picks") as bar:
+    with progress_bar(title, None if request.budget.size is None else int(request.budget.size), "picks") as bar:
         bar.update(len(picks.log_gains))
 
         def report(count: int, gain: float) -> None:
@@ -115,8 +86,7 @@ def _run(search: Rounds, request: Request, title: str, record: Part) -> tuple[st
                 saved = time.monotonic()
 
         try:
-            least = -np.inf if request.min_log_gain is None else request.min_log_gain
-            return search.run(least, report), False
+            return search.run(report), False
         except KeyboardInterrupt:
             if not picks.log_gains:
                 raise
@@ -125,7 +95,7 @@ def _run(search: Rounds, request: Request, title: str, record: Part) -> tuple[st
             _save(search, record)
 
 
-def _save(search: Rounds, record: Part) -> None:
+def _save(search: ShardedGreedy, record: Part) -> None:
     gains = search.picks.log_gains
     write_table(
         record.folder, record.name, pa.table({"id": search.ids[: len(gains)], "log_gain": np.array(gains, np.float64)})

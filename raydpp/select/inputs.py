@@ -6,51 +6,83 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydpp.cluster import Here
 from raydpp.dpp.objective import Score, robust_scale
 from raydpp.errors import UserError
-from raydpp.ingest.files import RawFile, read_rows
-from raydpp.ingest.rows import kind_of
-from raydpp.select.request import numbers
+from raydpp.select.request import Request, numbers
 from raydpp.storage import Folder
 from raydpp.tables import (
     GradientTable,
     Part,
-    counted,
     open_table,
     parquet_at,
+    partition_count,
+    partition_files,
     read_columns,
     same_fingerprint,
     vectors,
 )
 
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+log = logging.getLogger(__name__)
+
+ROWS_PER_PARTITION = 65_536
+_LEAST_ROWS = 4_096
+_ENOUGH_SHARDS = 64  # from here on, shards get more threads: each costs the rounds a call and some candidates
+
+_READ = "Parquet, CSV, TSV, JSON or JSON lines, each also compressed (.gz, .zst, .bz2)"
+
 
 @dataclass(frozen=True, eq=False)
 class Owned:
-    """What is there already, and what is never to be picked.
+    """What is there already, and what is never to be picked."""
 
-    Attributes:
-        features: A reference to the (O, D) features of what is there; None if nothing is.
-        count: O.
-        excluded: The ids of both, as they are not to be picked.
-        unknown: How many ids of what is there are in no table: they cannot be taken into account.
-    """
+    features: Any  # a reference to the (O, D) features of what is there; None if nothing is
+    count: int  # O
+    excluded: pa.Array  # the ids of both, as they are not to be picked
+    unknown: int = 0  # how many ids of what is there are in no table: they cannot be taken into account
 
-    features: Any
-    count: int
-    excluded: pa.Array
-    unknown: int = 0
+    @classmethod
+    def nothing(cls) -> Owned:
+        return cls(None, 0, pa.array([], pa.string()))
 
 
-def find_owned(owned: Sequence[str], exclude: Sequence[str], table: GradientTable) -> Owned:
+@dataclass(frozen=True, eq=False)
+class SelectionJob:
+    """A selection from a table, and where its tasks run."""
+
+    table: GradientTable
+    partitions: list[list[Part]]  # the table's files
+    request: Request
+    given: Owned
+    title: str  # of progress bars and messages
+    tasks: Here
+
+    @property
+    def partition_rows(self) -> list[int]:
+        """How many rows each partition has."""
+        return [sum(part.rows for part in parts) for parts in self.partitions]
+
+
+def partitioned(table: GradientTable, partitions: int | None, exact: bool, tasks: Here) -> list[list[Part]]:
+    """A table's files in so many partitions; by default one for every ``ROWS_PER_PARTITION`` rows, or for exact rounds
+    one for every CPU that has a few thousand rows to work on, or every node where there are many."""
+    if partitions is None and exact:
+        partitions = min(tasks.cpus, max(tasks.nodes, _ENOUGH_SHARDS), partition_count(table.rows, _LEAST_ROWS))
+    return partition_files(table.parts, partitions or partition_count(table.rows, ROWS_PER_PARTITION))
+
+
+def find_owned(tasks: Here, owned: Sequence[str], exclude: Sequence[str], table: GradientTable) -> Owned:
     """Read what is owned and excluded: output folders of extract or select, Parquet files, or files of ids.
 
     A file of ids holds one a line, or JSON lines with an ``id``. Features come from the tables named, or for bare ids
@@ -59,8 +91,6 @@ def find_owned(owned: Sequence[str], exclude: Sequence[str], table: GradientTabl
     Raises:
         UserError: A file that is not there or has no ids, or a table whose numbers were made differently.
     """
-    import ray
-
     tables, ids = [], set[str]()
     for url in owned:
         found = _table_or_ids(url, table.column)
@@ -69,28 +99,25 @@ def find_owned(owned: Sequence[str], exclude: Sequence[str], table: GradientTabl
         else:
             ids.update(found)
     same_fingerprint([table, *tables])
-    shut = set[str]()
+    blocked = set[str]()
     for url in exclude:
         listed = _table_or_ids(url, table.column)
-        shut.update(_ids_of(listed.parts) if isinstance(listed, GradientTable) else listed)
+        blocked.update(_ids_of(listed.parts) if isinstance(listed, GradientTable) else listed)
     if not owned:
-        return Owned(None, 0, pa.array(sorted(shut), pa.string()))
-    task: Any = ray.remote(num_returns=2)(_owned_features)
-    features, facts = task.remote(table, tables, sorted(ids))
-    known, unknown, count = ray.get(facts)
-    return Owned(features, count, pa.array(sorted(shut | ids | set(known)), pa.string()), unknown)
+        return Owned(None, 0, pa.array(sorted(blocked), pa.string()))
+    features, facts = tasks.submit(_owned_features, table, tables, sorted(ids), returns=2)
+    known, unknown, count = tasks.get(facts)
+    return Owned(features, count, pa.array(sorted(blocked | ids | set(known)), pa.string()), unknown)
 
 
-def quality_scales(table: GradientTable, scores: Sequence[Score]) -> tuple[Score, ...]:
+def quality_scales(tasks: Here, table: GradientTable, scores: Sequence[Score]) -> tuple[Score, ...]:
     """The same scores with the center and scale of their columns over the whole table, read by a task."""
-    import ray
-
     if not scores:
         return ()
     columns = [score.column for score in scores]
     own = [name for name in columns if name not in table.scored]
-    read_columns(table.parts[:1], own)  # says in words where there is no such column
-    scales = ray.get(ray.remote(_scales).remote(table, columns))
+    read_columns(table.parts[:1], own)  # refuses a column that is not there
+    scales = tasks.get(tasks.submit(_scales, table, columns))
     return tuple(replace(score, center=c, scale=s) for score, (c, s) in zip(scores, scales, strict=True))
 
 
@@ -150,50 +177,51 @@ def _scales(table: GradientTable, columns: Sequence[str]) -> list[tuple[float, f
     return [robust_scale(numbers(rows, column)) for column in columns]
 
 
-log = logging.getLogger(__name__)
+def score_files(urls: Sequence[str]) -> list[Part]:
+    """The files of scores that URLs mean: themselves, or those below them where they are folders."""
+    files = []
+    for url in urls:
+        folder, name = Folder.holding(url)
+        names = [name] if folder.has(name) else (folder := Folder.at(url)).files()
+        found = [Part(folder, one) for one in names if not one.rpartition("/")[2].startswith((".", "_"))]
+        if not found:
+            raise UserError(f"there is no file at {url}: --scores takes {_READ}, or folders of them")
+        files += found
+    for part in files:
+        _format(part)
+    return files
 
-_BATCH = 65_536  # rows of a text file that are Python objects at a time
-_BLOCK = 2**20  # bytes
 
-
-def digest(file: RawFile) -> str:
+def digest(file: Part) -> str:
     """A hash of a file's bytes (hex): scores are edited in place, often without a change of size."""
     found = hashlib.blake2b(digest_size=16)
     with file.folder.system.open_input_stream(file.name, compression=None) as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(2**20):
             found.update(block)
     return found.hexdigest()
 
 
 def join_scores(
-    table: GradientTable, files: Sequence[RawFile], columns: Sequence[str], excluded: pa.Array
+    tasks: Here, table: GradientTable, files: Sequence[Part], columns: Sequence[str], excluded: pa.Array
 ) -> GradientTable:
-    """The table with those of some columns that the files hold; they go to the object store once.
-
-    Args:
-        table: What is joined with them.
-        files: Of scores; none is no change.
-        columns: Their names, in the table or in the files.
-        excluded: The ids that need no score.
+    """The table with those of some columns that the files hold; ids in ``excluded`` need no score.
 
     Raises:
         UserError: A file that holds no such scores, a column that the table has too, an id with two scores or none.
     """
-    import ray
-
     if not files:
         return table
     scores = read_scores(files, columns)
     scored = tuple(scores.column_names[1:])
     if both := [name for name in scored if table.has(name)]:
         raise UserError(f"--scores and {table.name} both have the column {both[0]!r}: give one of them another name")
-    kept = ray.put(scores)
-    if unused := len(scores) - ray.get(ray.remote(_check).remote(table, kept, excluded)):
+    kept = tasks.put(scores)
+    if unused := len(scores) - tasks.get(tasks.submit(_check, table, kept, excluded)):
         log.info("select: %d of the %d ids in --scores are not in the table: they are ignored", unused, len(scores))
     return replace(table, scores=kept, scored=scored)
 
 
-def read_scores(files: Sequence[RawFile], columns: Sequence[str]) -> pa.Table:
+def read_scores(files: Sequence[Part], columns: Sequence[str]) -> pa.Table:
     """id and those of some columns that the files hold, in the order of ids, without ids that lack one of them.
 
     A column may be spread over files, and each file may hold another one.
@@ -227,53 +255,59 @@ def _check(table: GradientTable, scores: pa.Table, excluded: pa.Array) -> int:
     return int(pc.sum(pc.is_in(scores["id"], ids)).as_py() or 0)
 
 
-def _read(file: RawFile, columns: Sequence[str]) -> pa.Table:
+def _read(file: Part, columns: Sequence[str]) -> pa.Table:
     """id as text and some columns, at least one, of one file as float64."""
-    kind, url = kind_of(file.name), file.url
-    parts = list(_parquet(file, columns) if kind and kind.suffix == ".parquet" else _text(file, columns))
-    names = list(dict.fromkeys(name for names, _ in parts for name in names))
+    try:
+        held = _dataset(file, columns)
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from error
+    names = held.schema.names
     if "id" not in names:
-        raise UserError(f"{url} has no column 'id' to join its scores by; it has {', '.join(names) or 'no rows'}")
+        raise UserError(f"{file} has no column 'id' to join its scores by; it has {', '.join(names) or 'no rows'}")
     wanted = [name for name in columns if name in names]
     if not wanted:
         raise UserError(
-            f"{url} has {', '.join(names)}, but --quality and --cost-column name {', '.join(columns)}: name one of its"
+            f"{file} has {', '.join(names)}, but --quality and --cost-column name {', '.join(columns)}: name one of its"
             " columns, or leave it out"
         )
-    rows = pa.concat_tables([part.select(["id", *wanted]) for _, part in parts])
+    rows = held.to_table(["id", *wanted])
+    for place, name in enumerate(rows.column_names):
+        try:
+            rows = rows.set_column(place, name, pc.cast(rows[name], pa.float64() if place else pa.string()))
+        except pa.ArrowException as error:
+            raise UserError(f"the column {name!r} of {file} does not hold numbers: {error}") from error
     if rows["id"].null_count:
-        raise UserError(f"{rows['id'].null_count} rows of {url} have no id: give each one, or drop them")
+        raise UserError(f"{rows['id'].null_count} rows of {file} have no id: give each one, or drop them")
     return rows
 
 
-def _parquet(file: RawFile, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
-    """The names of all columns, and what there is of id and some columns."""
-    part = counted(Part(file.folder, file.name))
-    names = part.columns
-    rows = part.read([name for name in ("id", *columns) if name in names])
-    ids = {"id": pc.cast(rows["id"], pa.string())} if "id" in names else {}
-    yield names, pa.table({**ids, **{name: _floats(rows[name], file.url, name) for name in columns if name in names}})
+def _format(file: Part) -> str:
+    """csv, tsv, json (lines, or one array) or parquet, by the name's ending."""
+    suffixes = [suffix for suffix in file.name.lower().split(".")[1:] if suffix not in ("gz", "zst", "bz2")]
+    kind = {"ndjson": "json", "jsonl": "json"}.get(suffixes[-1], suffixes[-1]) if suffixes else ""
+    if kind not in ("csv", "tsv", "json", "parquet"):
+        raise UserError(f"{file} has an unknown ending: --scores takes {_READ}")
+    return kind
 
 
-def _text(file: RawFile, columns: Sequence[str]) -> Iterator[tuple[list[str], pa.Table]]:
-    """The same, of one batch of rows after the other; what a row lacks or leaves empty is null."""
-    rows, url = read_rows(file), file.url
-    while batch := list(islice(rows, _BATCH)):
-        values = []
-        for raw in batch:
-            if raw.value is None:
-                raise UserError(f"{url}, row {raw.row + 1}: {raw.reason}")
-            values.append({name: None if value == "" else value for name, value in raw.value.items()})
-        ids = [None if value.get("id") is None else str(value["id"]) for value in values]
-        held = {name: _floats([value.get(name) for value in values], url, name) for name in columns}
-        yield (
-            list(dict.fromkeys(name for row in values for name in row)),
-            pa.table({"id": pa.array(ids, pa.string()), **held}),
-        )
+def _dataset(file: Part, columns: Sequence[str]) -> Dataset:
+    """A file, compressed or not; where it is CSV, ids and these columns are text, and what is empty is null."""
+    from pyarrow import csv, dataset
+    from pyarrow import json as json_lines
 
-
-def _floats(values: Any, url: str, name: str) -> Any:
-    try:
-        return pc.cast(pa.array(values) if isinstance(values, list) else values, pa.float64())
-    except (pa.ArrowException, OverflowError) as error:
-        raise UserError(f"the column {name!r} of {url} does not hold numbers: {error}") from error
+    system, kind = file.folder.system, _format(file)
+    if kind == "parquet":
+        return dataset.dataset(file.name, format="parquet", filesystem=system)
+    if kind == "json":
+        with system.open_input_stream(file.name) as stream:
+            content = stream.read()
+        if content.lstrip()[:1] == b"[":
+            return dataset.dataset(pa.Table.from_pylist(json.loads(content)))
+        return dataset.dataset(json_lines.read_json(pa.BufferReader(content)) if content.strip() else pa.table({}))
+    form = dataset.CsvFileFormat(
+        csv.ParseOptions(delimiter="," if kind == "csv" else "\t", newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(["id", *columns], pa.string()), null_values=[""], strings_can_be_null=True
+        ),
+    )
+    return dataset.dataset(file.name, format=form, filesystem=system)

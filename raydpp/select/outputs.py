@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydpp import runs
+from raydpp.cluster import Here
 from raydpp.errors import UserError
 from raydpp.select.request import Picked, Request
 from raydpp.storage import Folder
-from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, write_table
+from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, Part, parquet_parts, partition_files, write_table
 
 
 def write_selection(run: runs.Run, picked: Picked, request: Request) -> None:
@@ -29,19 +32,13 @@ def write_selection(run: runs.Run, picked: Picked, request: Request) -> None:
     write_table(run.out, f"{GRADIENTS}/part-00000.parquet", picks)
 
 
-def write_examples(out: Folder, corpus: Folder, ids: list[str]) -> None:
+def write_examples(tasks: Here, out: Folder, corpus: Folder, ids: list[str]) -> None:
     """The selected conversations, in the order of picking; the corpus is filtered where it is read."""
-    import ray
-
-    wanted = ray.put(pa.array(ids))
     parts = parquet_parts(corpus.below("corpus"))
-    system = parts[0].folder.system
-    found = ray.data.read_parquet([part.name for part in parts], filesystem=system).map_batches(
-        lambda rows: rows.filter(pc.is_in(rows["id"], ray.get(wanted))),
-        batch_format="pyarrow",
-        batch_size=None,
-    )
-    rows = {row["id"]: row for row in found.iter_rows()}
+    wanted = tasks.put(pa.array(ids))
+    groups = partition_files(parts, tasks.cpus) if tasks.on_ray else [parts]
+    found = tasks.get([tasks.submit(_examples, group, wanted) for group in groups])
+    rows = {row["id"]: row for table in found for row in table.to_pylist()}
     if missing := [identity for identity in ids if identity not in rows]:
         raise UserError(
             f"{len(missing)} of the selected examples are not in {corpus} (first: {missing[0]}): give the corpus that"
@@ -51,3 +48,8 @@ def write_examples(out: Folder, corpus: Folder, ids: list[str]) -> None:
         "examples.jsonl",
         ({"messages": rows[i]["messages"], **{k: v for k, v in rows[i].items() if k != "messages"}} for i in ids),
     )
+
+
+def _examples(parts: Sequence[Part], ids: pa.Array) -> pa.Table:
+    """The rows of these ids, one file in memory at a time."""
+    return pa.concat_tables([(rows := part.read(part.columns)).filter(pc.is_in(rows["id"], ids)) for part in parts])

@@ -1,4 +1,9 @@
-"""Greedy MAP over a gradient table, on the cluster: a task for each partition, one for the merge."""
+"""Greedy MAP by partition and merge: a task for each partition, then merges of their picks.
+
+GreeDi (Mirzasoleiman et al. 2013); composable core-sets (Indyk et al. 2014). Greedy inside each random partition picks
+more than its share, greedy over the union of these picks selects again, in several levels where one task would not hold
+it. What the merge may have lost, ``certificate`` says.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +14,73 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from raydpp.cluster import memory_for, threads_of_a_node
 from raydpp.dpp.lazy_greedy import Selection
-from raydpp.progress import Counter, progress_bar, reporter, watch
-from raydpp.select.plan import ROWS_PER_PARTITION, Level, levels, need
-from raydpp.select.request import Picked, Request, merge, select_rows
+from raydpp.progress import progress_bar, reporter
+from raydpp.select.inputs import ROWS_PER_PARTITION, SelectionJob
+from raydpp.select.plan import MergeLevel, merge_levels, search_cost
+from raydpp.select.request import Picked, Request, select_rows
 from raydpp.tables import GradientTable, Part
 
 log = logging.getLogger(__name__)
+
 OVERSAMPLE = 4.0
-"""By `python tests/benchmarks/distributed.py --parts loss`: 0.003 nats a pick at the most for 16 partitions."""
+"""By `python tests/benchmarks/distributed.py --parts loss`: 0.003 nats per pick at the most for 16 partitions."""
 
 
-def distributed_greedy(
-    table: GradientTable,
-    groups: list[list[Part]],
-    request: Request,
-    oversample: float,
-    title: str,
-    owned: Any = None,
-    exclude: pa.Array | None = None,
-    owned_rows: int = 0,
-) -> Picked:
-    """Greedy inside each group of files, then over the union of their picks; nothing but the result comes here.
+def distributed_greedy(job: SelectionJob, oversample: float) -> Picked:
+    """Greedy inside each partition, then over the union of their picks; nothing but the result comes here.
 
     Ctrl-C ends the last search with the picks it has, which are the selection for that budget; before, while several
     partitions are at work, it ends the stage.
 
     Args:
-        table: The table.
-        groups: Its files, in partitions.
-        request: What to select by.
+        job: What to select.
         oversample: How many times its share a partition hands in.
-        title: Of the progress bar.
-        owned: A reference to the (O, D) features of what is there already, or None.
-        exclude: Ids not to be picked.
-        owned_rows: O.
     """
-    import ray
-
-    counter = ray.remote(num_cpus=0)(Counter).remote()
-    plan = levels(request, [sum(part.rows for part in group) for group in groups], oversample, ROWS_PER_PARTITION)
-    _say(table, plan, title)
-    excluded = ray.put(exclude)
-    parts: list[Any] = [None] * len(groups)
+    tasks, table = job.tasks, job.table
+    plan = merge_levels(job.request, job.partition_rows, oversample, ROWS_PER_PARTITION)
+    _log_plan(job, plan)
+    excluded = tasks.put(job.given.excluded)
+    picks: list[Any] = []  # references: the rows that each task picked, and its selection
     seconds: dict[str, float] = {}
-    with progress_bar(title, _total(plan), "picks") as bar:
+    total = None if job.request.budget.size is None else sum(sum(level.picks) for level in plan)
+    with progress_bar(job.title, total, "picks") as bar:
+        counter = tasks.counter(bar)
         for depth, level in enumerate(plan):
             start = time.monotonic()
-            each = max(1, threads_of_a_node() // len(level.bundles))
-            remote: Any = ray.remote(_merge if depth else _select_partition)
-            tasks = [
-                remote.options(max_retries=3, retry_exceptions=[OSError], memory=memory_for(bytes_, title))
-                for bytes_ in (need(level.request, rows, table.dimension, owned_rows).bytes for rows in level.rows)
-            ]
-            common = (level.request, counter, each, owned)
-            if depth:
-                parts = [
-                    task.remote(*common, *(parts[i] for i in bundle))
-                    for task, bundle in zip(tasks, level.bundles, strict=True)
-                ]
+            threads = max(1, tasks.threads // len(level.groups))
+            common = (level.request, counter, threads, job.given.features)
+            costs = [search_cost(level.request, rows, table.dimension, job.given.count) for rows in level.rows]
+            if depth == 0:
+                work: list[Any] = [(_select_partition, table, parts, excluded) for parts in job.partitions]
             else:
-                parts = [
-                    task.remote(*common, table, group, request.columns, excluded)
-                    for task, group in zip(tasks, groups, strict=True)
-                ]
-            stopped = watch(parts, counter, bar, stoppable=len(parts) == 1)
+                work = [(_merge, *(picks[i] for i in group)) for group in level.groups]
+            picks = [
+                tasks.submit(function, *common, *more, memory=cost.bytes)
+                for (function, *more), cost in zip(work, costs, strict=True)
+            ]
+            tasks.wait(picks, counter, bar, stoppable=len(picks) == 1)
             name = "merge" if depth else "partitions"
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
-        rows, selection = ray.get(parts[0])
-        if bar.total is not None and not stopped:
+        rows, selection = tasks.get(picks[0])
+        interrupted = "interrupted" in (selection.stopped or "")
+        if bar.total is not None and not interrupted:
             bar.n = bar.total
         bar.update(0)
-    return Picked(rows, selection, stopped and "interrupted" in (selection.stopped or ""), seconds=seconds)
+    return Picked(rows, selection, interrupted, seconds=seconds)
 
 
-def _total(plan: list[Level]) -> int | None:
-    return None if plan[0].request.size is None else sum(sum(level.picks) for level in plan)
-
-
-def _say(table: GradientTable, plan: list[Level], title: str) -> None:
+def _log_plan(job: SelectionJob, plan: list[MergeLevel]) -> None:
     request = plan[0].request
-    if request.weight == 1.0:
+    if request.objective.quality_weight == 1.0:
         return
-    name = need(request, max(plan[0].rows), table.dimension).oracle
-    log.info("%s: greedy MAP by the %s oracle%s", title, name, "" if request.oracle != "auto" else " (chosen by size)")
+    name = search_cost(request, max(plan[0].rows), job.table.dimension).oracle
+    chosen = "" if request.oracle != "auto" else " (chosen by size)"
+    log.info("%s: greedy MAP by the %s oracle%s", job.title, name, chosen)
     for level in plan[1:]:
-        log.info("%s: then %s rows in %d merge tasks", title, f"{sum(level.rows):,}", len(level.bundles))
+        log.info("%s: then %s rows in %d merge tasks", job.title, f"{sum(level.rows):,}", len(level.groups))
 
 
 def _select_partition(
@@ -106,13 +90,10 @@ def _select_partition(
     owned: np.ndarray | None,
     table: GradientTable,
     parts: list[Part],
-    columns: tuple[str, ...],
     exclude: pa.Array | None,
 ) -> tuple[pa.Table, Selection]:
-    import torch
-
     torch.set_num_threads(threads)
-    rows, selection = select_rows(table.read(parts, columns), request, reporter(counter), owned, exclude)
+    rows, selection = select_rows(table.read(parts, request.columns), request, reporter(counter), owned, exclude)
     return rows, _without_indices(selection)
 
 
@@ -123,10 +104,8 @@ def _merge(
     owned: np.ndarray | None,
     *parts: tuple[pa.Table, Selection],
 ) -> tuple[pa.Table, Selection]:
-    import torch
-
     torch.set_num_threads(threads)
-    rows, selection = merge([picks for picks, _ in parts], request, reporter(counter), owned)
+    rows, selection = select_rows(pa.concat_tables([picks for picks, _ in parts]), request, reporter(counter), owned)
     return rows, _without_indices(selection)
 
 

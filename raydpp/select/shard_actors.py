@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raydpp.cluster import alive_nodes, growth, value_of
 from raydpp.dpp.oracles.bounds import Exact
 from raydpp.dpp.oracles.choice import OracleName
-from raydpp.dpp.sharded.messages import Contenders, News
+from raydpp.dpp.sharded.messages import Candidates, RoundUpdate
 from raydpp.dpp.sharded.shard import Shard
 from raydpp.errors import UserError
-from raydpp.select.request import Request, items_of
+from raydpp.select.inputs import SelectionJob
+from raydpp.select.request import Request
 from raydpp.tables import GradientTable, Part
 
 log = logging.getLogger(__name__)
@@ -32,30 +34,23 @@ _LOOK = 2.0  # seconds between two looks at the shards' processes
 
 
 class ShardActors:
-    """Shards in actors of the cluster, for ``Rounds``.
+    """Shards in actors of the cluster, for ``ShardedGreedy``.
 
-    Ray starts an actor that died anew, wherever there is room, and calls it again. What a shard is made of comes with
-    every call, since what is given to a constructor in the object store is gone when it is called again.
+    Ray restarts an actor that died wherever there is room, and calls it again. What a shard is made of comes with every
+    call, since what is given to a constructor in the object store is gone when it is called again.
     """
 
-    def __init__(
-        self,
-        table: GradientTable,
-        groups: list[list[Part]],
-        request: Request,
-        oracle: OracleName,
-        size: int,
-        exclude: pa.Array | None,
-        memory: int = 0,
-    ) -> None:
+    def __init__(self, job: SelectionJob, oracle: OracleName, size: int, memory: int = 0) -> None:
         import ray
 
-        count = len(groups)
+        count = len(job.partitions)
         now, possible = _cpus()
         cpus = cpus_of_each(count, possible)
         self._needs = f"{cpus:g} CPU" + (f" and {memory / 1e9:.1f} GB of memory" if memory else "")
         threads = max(1, now // count)
-        self._setup = [ray.put(_Setup(table, groups, request, oracle, size, exclude, threads))]
+        setup = _Setup(job.table, job.partitions, job.request, oracle, size, job.given.excluded, threads)
+        self._put = job.tasks.put
+        self._setup = [self._put(setup)]  # in a list a reference stays one: each actor reads it once
         make = ray.remote(_ShardActor).options(
             num_cpus=cpus, memory=memory or None, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD"
         )
@@ -72,18 +67,14 @@ class ShardActors:
                 found[source] = found.get(source, 0) + count
         return found
 
-    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
+    def advance(self, update: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
         """A round of some shards."""
-        import ray
+        sent = self._put(update)  # once, however many receive it
+        return self._collect({i: self._actors[i].advance.remote(self._setup, sent, exact) for i, exact in own.items()})
 
-        told = ray.put(news)  # once, however many hear it
-        return self._collect({i: self._actors[i].advance.remote(self._setup, told, exact) for i, exact in own.items()})
-
-    def find(self, ids: Sequence[str]) -> list[Contenders]:
+    def find(self, ids: Sequence[str]) -> list[Candidates]:
         """Items by their ids, from every shard."""
-        import ray
-
-        wanted = ray.put(list(ids))
+        wanted = self._put(list(ids))
         return self._all(lambda actor: actor.find.remote(self._setup, wanted))
 
     def take(self, where: Sequence[tuple[int, int]]) -> pa.Table:
@@ -107,7 +98,6 @@ class ShardActors:
         return [found[i] for i in range(len(self))]
 
     def _collect(self, references: Mapping[int, Any]) -> dict[int, Any]:
-        """Wait for all."""
         import ray
 
         found: dict[int, Any] = {}
@@ -121,14 +111,14 @@ class ShardActors:
 
 
 class _Watch:
-    """Ends a wait for shards in vain: they have no node to run on and get none, or die again and again."""
+    """Ends a hopeless wait for shards: they have no node to run on and get none, or die again and again."""
 
     def __init__(self, count: int, needs: str) -> None:
         self._count = count
         self._needs = needs
-        self._homeless = 0
+        self._unplaced = 0
         self._since = time.monotonic()
-        self._said = False
+        self._warned = False
         self._restarts: dict[Any, int] = {}  # at the first look
 
     def look(self, actors: Sequence[Any]) -> None:
@@ -143,20 +133,20 @@ class _Watch:
                     f"the process of a shard died {DEATHS} times in one round, most likely for lack of memory: use"
                     " more --partitions, a smaller --size, or larger nodes"
                 )
-        homeless = sum(row.get("State") != "ALIVE" for row in rows.values())
-        if homeless != self._homeless or not homeless:
-            self._homeless, self._since = homeless, time.monotonic()
+        unplaced = sum(row.get("State") != "ALIVE" for row in rows.values())
+        if unplaced != self._unplaced or not unplaced:
+            self._unplaced, self._since = unplaced, time.monotonic()
             return
         waited = time.monotonic() - self._since
         now, possible = _cpus()
-        what = f"{homeless} of {self._count} shards have no node to run on: each needs {self._needs} of its own"
+        what = f"{unplaced} of {self._count} shards have no node to run on: each needs {self._needs} of its own"
         if waited > PATIENCE and possible <= now:
             raise UserError(
-                f"{what}. The picks so far are kept: the same command goes on from them, once there is room"
+                f"{what}. The picks so far are kept: the same command resumes from them, once there is room"
             )
-        if waited > PATIENCE / 5 and not self._said:
+        if waited > PATIENCE / 5 and not self._warned:
             log.warning("%s; waiting for room", what)
-            self._said = True
+            self._warned = True
 
 
 def cpus_of_each(shards: int, cpus: int) -> float:
@@ -169,11 +159,8 @@ def cpus_of_each(shards: int, cpus: int) -> float:
 
 def _cpus() -> tuple[int, int]:
     """The whole CPUs of the cluster's nodes: now, and as many as it can get."""
-    import ray
-    from ray._private.state import state
-
-    now = sum(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    return now, max(now, int((state.get_max_resources_from_cluster_config() or {}).get("CPU", 0)))
+    now = sum(int(node["Resources"].get("CPU", 0)) for node in alive_nodes())
+    return now, max(now, int(growth().get("CPU", 0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +168,11 @@ class _Setup:
     """What shards are made of: see ``exact.exact_greedy``."""
 
     table: GradientTable
-    groups: list[list[Part]]
+    partitions: list[list[Part]]
     request: Request
     oracle: OracleName
     size: int
-    exclude: pa.Array | None
+    excluded: pa.Array
     threads: int
 
 
@@ -199,10 +186,10 @@ class _ShardActor:
     def available(self, setup: list[Any]) -> dict[str, int]:
         return self._make(setup)[1].available
 
-    def advance(self, setup: list[Any], news: News, own: Exact) -> Contenders | None:
-        return self._make(setup)[1].advance(news, own)
+    def advance(self, setup: list[Any], update: RoundUpdate, own: Exact) -> Candidates | None:
+        return self._make(setup)[1].advance(update, own)
 
-    def find(self, setup: list[Any], ids: list[str]) -> Contenders:
+    def find(self, setup: list[Any], ids: list[str]) -> Candidates:
         return self._make(setup)[1].find(ids)
 
     def take(self, setup: list[Any], rows: list[int]) -> pa.Table:
@@ -210,13 +197,12 @@ class _ShardActor:
 
     def _make(self, setup: list[Any]) -> tuple[pa.Table, Shard]:
         if self._made is None:
-            import ray
             import torch
 
-            of: _Setup = ray.get(setup[0])
+            of: _Setup = value_of(setup[0])
             torch.set_num_threads(of.threads)
-            table = of.table.read(of.groups[self._number], of.request.columns)
-            items = items_of(table, of.request, of.exclude)
-            self._made = table, Shard(items, of.request.kernel, of.oracle, of.size, 1.0 - of.request.weight)
+            table = of.table.read(of.partitions[self._number], of.request.columns)
+            items = of.request.items(table, of.excluded)
+            self._made = table, Shard(items, of.request.objective, of.oracle, of.size)
             pa.default_memory_pool().release_unused()  # what reading and sorting have left behind
         return self._made

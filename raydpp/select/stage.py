@@ -7,21 +7,23 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from raydpp import runs
-from raydpp.cluster import connect, explain
-from raydpp.dpp.budget import count_of
-from raydpp.dpp.greedy import AtFloor, check_options
-from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.oracles.choice import OracleName
+from raydpp.cluster import Here, tasks_for, unwrap_task_errors
+from raydpp.dpp.budget import Budget, count_of
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError
-from raydpp.ingest.files import list_files
-from raydpp.select import compare as comparing
-from raydpp.select.compare import Choice, pick_baselines
-from raydpp.select.distributed import greedy, partitioned
-from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, source_counts
-from raydpp.select.outputs import write_examples, write_selection
-from raydpp.select.partition_merge import OVERSAMPLE
-from raydpp.select.plan import estimate as estimated
-from raydpp.select.request import Request, expand_quotas, parse_quotas, parse_score
+from raydpp.select.inputs import (
+    Owned,
+    SelectionJob,
+    digest,
+    find_owned,
+    join_scores,
+    partitioned,
+    quality_scales,
+    score_files,
+    source_counts,
+)
+from raydpp.select.request import Request, parse_quotas, parse_score
 from raydpp.storage import Folder, absolute
 from raydpp.tables import Part, open_table
 
@@ -37,34 +39,31 @@ def select(
     *,
     tokens: int | None = None,
     min_log_gain: float | None = None,
-    minimum: list[str] | None = None,
-    maximum: list[str] | None = None,
+    min_per_source: list[str] | None = None,
+    max_per_source: list[str] | None = None,
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
-    kernel: KernelName = "rbf",
+    kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float = 1.0,
     ridge: float | None = None,
     quality_weight: float = 0.0,
     quality: list[str] | None = None,
     scores: list[str] | None = None,
     cost_column: str = "response_tokens",
-    cost_power: float = 1.0,
-    at_floor: AtFloor = "stop",
-    tolerance: float = 0.0,
-    oracle: OracleName = "auto",
+    oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
     compare: bool = False,
     seed: int = 0,
     threshold: float = 0.95,
     partitions: int | None = None,
     exact: bool = False,
-    estimate: bool = False,
-    oversample: float = OVERSAMPLE,
+    dry_run: bool = False,
+    oversample: float = 4.0,
     certify: bool = True,
     corpus: str | None = None,
     feature_column: str = "gradient",
     address: str | None = None,
-) -> runs.Outcome:
+) -> runs.RunResult:
     """Select the subset worth training on: greedy MAP of a determinantal point process over the gradients.
 
     Each partition of the table (a set of its files, read by the task that works on it) picks more than its share;
@@ -77,18 +76,8 @@ def select(
 
     Args:
         table: Output folder of raydpp extract, or a Parquet file with the columns id and --feature-column.
-        out: Folder to write; it must be new, empty, or this same run's.
-        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
-            --min-log-gain is needed; each ends the run.
-        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
-            fits is passed over.
-        min_log_gain: Stop when the next example adds less than this, in nats.
-        minimum: At least so many examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
-            *=... is for every other source.
-        maximum: At most so many examples of a source, likewise.
-        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
-            counts as picked before the first pick, so that the selection completes it, and is not picked again.
-        exclude: What is never to be picked, likewise.
+
+    What to select by:
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
@@ -100,111 +89,124 @@ def select(
         scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
             name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
             number, but those of --owned and --exclude.
-        cost_column: What --tokens counts.
-        cost_power: a: what an example adds is divided by tokens^a; 0 counts tokens only where they no longer fit.
-        at_floor: What to do when nothing that is left adds to the picks (copies, or the rank is used up): stop, or
-            continue by quality and then by id.
-        tolerance: Each pick is at least (1 - tolerance) as good as the best at its time; faster. 0 is exact.
-        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
-            the same.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
             (semantic de-duplication by --threshold).
-        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
-            distance, quality and source mix.
         seed: Of what is random in a baseline.
         threshold: The cosine similarity from which dedup calls two examples the same.
+        feature_column: The column with the features, where the table was not written by raydpp extract.
+
+    Budget:
+        size: How many examples: a whole number, or a fraction of the table such as 0.1. One of --size, --tokens and
+            --min-log-gain is needed; each ends the run.
+        tokens: The most tokens (sum of --cost-column). What an example adds then counts per token, and what no longer
+            fits is passed over.
+        min_log_gain: Stop when the next example adds less than this, in nats.
+        cost_column: What --tokens counts.
+
+    Per source:
+        min_per_source: The least examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
+            *=... is for every other source.
+        max_per_source: The most examples of a source, in the same form.
+
+    Already owned:
+        owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
+            counts as picked before the first pick, so that the selection completes it, and is not picked again.
+        exclude: What is never to be picked, in the same forms.
+
+    Scale:
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
         exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
-            in the memory of an actor. Killed, the same command goes on from the picks it had.
-        estimate: Whether only to say what tasks the selection takes, their memory and their time.
+            in the memory of an actor. Killed, the same command resumes from the picks it had.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
         certify: Whether to look, after a merge, at what every example left would still add: how much the partitions may
             have lost.
-        corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
-        feature_column: The column with the features, where the table was not written by raydpp extract.
+        oracle: How gains are computed: textbook, cholesky, feature-space (cosine with a ridge), or auto. The picks are
+            the same.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
+        dry_run: Whether only to say what tasks the selection takes, their memory and their time.
+
+    Output:
+        out: Folder to write; it must be new, empty, or this same run's.
+        compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
+            distance, quality and source mix.
+        corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
     given = [table, out, *(owned or []), *(exclude or []), *(scores or []), *([corpus] if corpus else [])]
     table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
     owned, exclude, scores = ([absolute(url) for url in urls or []] for urls in (owned, exclude, scores))
-    config = {name: value for name, value in locals().items() if name not in ("estimate", "given")}
+    config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
         raise UserError(f"--oversample {oversample}: below 1 the partitions hand in fewer picks than are wanted")
     if partitions is not None and partitions < 1:
         raise UserError(f"--partitions {partitions}: at least one is needed")
-    if exact and at_floor == "continue":
-        raise UserError("--exact has no order to go on in at the floor: leave --at-floor out, or --exact")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
-    check_options(quality_weight, cost_power, tolerance, at_floor)
     judged = tuple(parse_score(text) for text in quality or [cost_column])
-    similarity = Kernel(kernel, gamma, ridge)
+    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
+    least = parse_quotas("--min-per-source", min_per_source or [])
+    most = parse_quotas("--max-per-source", max_per_source or [])
+    budget = Budget(size, tokens, least, most, min_log_gain)
     opened = open_table(table, feature_column)
     count = None if size is None else count_of(size, opened.rows)
-    least, most = parse_quotas("--minimum", minimum or [], count), parse_quotas("--maximum", maximum or [], count)
-    if count is not None and at_floor == "stop" and method == "greedy" and quality_weight < 1:
-        similarity.check_budget(count, opened.dimension)
-    request = Request(
-        similarity,
-        opened.column,
-        count,
-        weight=quality_weight,
-        tokens=tokens,
-        cost=cost_column,
-        cost_power=cost_power,
-        min_log_gain=min_log_gain,
-        at_floor=at_floor,
-        tolerance=tolerance,
-        oracle=oracle,
-    )
-    if estimate:
-        connect(address, given)
-        return estimated(opened, partitioned(opened, partitions, exact), request, exact, oversample, out)
+    if count is not None and method == "greedy" and quality_weight < 1:
+        objective.kernel.check_budget(count, opened.dimension)
+    asked = replace(budget, size=count, minimum={}, maximum={})
+    request = Request(asked, objective, opened.column, cost=cost_column, oracle=oracle)
+    alone = not exact and len(partitioned(opened, partitions, exact, Here())) == 1
+    if dry_run:
+        from raydpp.select.plan import estimate
+
+        tasks = tasks_for("select", address, given, alone)
+        groups = partitioned(opened, partitions, exact, tasks)
+        return estimate(SelectionJob(opened, groups, request, Owned.nothing(), "select", tasks), exact, oversample, out)
     corpus = corpus or opened.corpus
-    corpus_run = runs.require(["ingest"], Folder.at(corpus)) if corpus else None
-    files = list_files(scores) if scores else []
+    corpus_run = runs.load_finished(["ingest"], Folder.at(corpus)) if corpus else None
+    files = score_files(scores)
     identity = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
     run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
     if run.done:
         return run.done
+    # torch and matplotlib take seconds: mistakes, and what is done already, are found before they are loaded
+    from raydpp.select import compare as comparing
+    from raydpp.select.compare import Choice, pick_baselines
+    from raydpp.select.distributed import greedy
+    from raydpp.select.outputs import write_examples, write_selection
 
-    connect(address, given)
-    with explain():
-        have = find_owned(owned, exclude, opened)
+    tasks = tasks_for("select", address, given, alone)
+    with unwrap_task_errors():
+        have = find_owned(tasks, owned, exclude, opened)
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
-        opened = join_scores(opened, files, [*(score.column for score in judged), cost_column], have.excluded)
+        opened = join_scores(tasks, opened, files, [*(score.column for score in judged), cost_column], have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
         counted = quality_weight > 0 or method == "quality" or compare
         request = replace(
             request,
-            quality=quality_scales(opened, judged) if counted and (quality or opened.has(cost_column)) else (),
-            minimum=expand_quotas(least, list(counts), "--minimum"),
-            maximum=expand_quotas(most, list(counts), "--maximum"),
+            quality=quality_scales(tasks, opened, judged) if counted and (quality or opened.has(cost_column)) else (),
+            budget=budget.in_counts(opened.rows, [str(source) for source in counts]),
         )
-        groups = partitioned(opened, partitions, exact)
-        what = "as many" if count is None else f"{count:,}"
-        log.info("select: %s of %s examples, %d partitions", what, f"{opened.rows:,}", len(groups))
+        job = SelectionJob(opened, partitioned(opened, partitions, exact, tasks), request, have, "select", tasks)
+        shares = len(job.partitions)
+        wanted = "as many" if count is None else f"{count:,}"
+        log.info("select: %s of %s examples, %d partition%s", wanted, f"{opened.rows:,}", shares, "s" * (shares > 1))
         certificate = None
         if method != "greedy":
-            picked = pick_baselines(opened, [Choice(method, seed, threshold)], request, have.excluded, "select")[method]
+            picked = pick_baselines(job, [Choice(method, seed, threshold)])[method]
         else:
             record = Part(run.out, "rounds/picks.parquet")
-            picked, certificate = greedy(
-                opened, groups, request, have, record, exact=exact, oversample=oversample, certified=certify
-            )
+            picked, certificate = greedy(job, record, exact=exact, oversample=oversample, certified=certify)
         chosen = picked.rows
         if not len(chosen):
             raise UserError(f"nothing was picked: {picked.selection.stopped}")
         write_selection(run, picked, request)
         if corpus:
-            write_examples(run.out, Folder.at(corpus), chosen["id"].to_pylist())
+            write_examples(tasks, run.out, Folder.at(corpus), chosen["id"].to_pylist())
         others = []
         if compare and not picked.interrupted:
-            others = comparing.with_baselines(opened, request, picked, have, method, seed, threshold)
-    how = method if method != "greedy" else "exact greedy" if exact or len(groups) == 1 else f"{len(groups)} partitions"
+            others = comparing.with_baselines(job, picked, method, seed, threshold)
+    how = method if method != "greedy" else "exact greedy" if exact or shares == 1 else f"{shares} partitions"
     stopped, log_det = picked.selection.stopped, picked.selection.log_det
     summary = (
         f"select: {len(chosen):,} of {opened.rows:,} examples of {opened.name} by {how},"
@@ -223,7 +225,7 @@ def select(
             "in": opened.rows,
             "asked": count,
             "rows": len(chosen),
-            "partitions": len(groups),
+            "partitions": shares,
             "owned": have.count,
             "owned_unknown": have.unknown,
         },
@@ -233,7 +235,7 @@ def select(
         "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
-        "nested_unless": {"minimum": bool(minimum), "tokens": tokens is not None},
+        "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }
     if picked.interrupted:
         return run.interrupt(
@@ -241,5 +243,6 @@ def select(
         )
     if others:
         facts["comparison"] = [{name: value for name, value in one.items() if name != "curve"} for one in others]
+        facts["tables"] = [comparing.comparison_table(others).record]
         run.out.write_json("comparison.json", others)
     return run.finish(summary, **facts)

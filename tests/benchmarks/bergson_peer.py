@@ -18,7 +18,7 @@ from extraction_inputs import extractor, few_examples, in_turns, rate, tokens_of
 from printed import table
 from torch import nn
 
-from raydpp.gradients.adapters import FULL_WEIGHTS
+from raydpp.gradients.config import FULL_WEIGHTS
 from raydpp.gradients.model import load_model, load_tokenizer, local_model
 from raydpp.gradients.tokenization import TokenizedExample
 
@@ -26,7 +26,7 @@ from raydpp.gradients.tokenization import TokenizedExample
 def bergson(options: argparse.Namespace) -> Any:
     """Tokens a second beside those of ``bergson build``, whose first batch does not count: it makes the projections."""
     if not options.bergson:
-        print("left out: there is no --bergson PYTHON\n")
+        print("left out: give an interpreter that has bergson with --bergson PYTHON\n")
         return None
     examples = few_examples(options)
     ours: dict[str, Callable[[], float]] = {}

@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 from printed import machine, table
 from selection import FEATURES, load
 
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
-from raydpp.select.plan import levels
-from raydpp.select.request import Request, merge, select_rows
+from raydpp.dpp.objective import Objective
+from raydpp.select.plan import merge_levels
+from raydpp.select.request import Request, select_rows
 from raydpp.storage import Folder
 from raydpp.tables import write_table
 
@@ -45,16 +47,16 @@ def loss(options: argparse.Namespace) -> Any:
     rows = rows_of(load(options.features, options.column).astype(np.float16))
     found = []
     for name, kernel in KERNELS.items():
-        request = Request(kernel, size=options.loss_size)
+        request = Request(Budget(options.loss_size), Objective(kernel))
         exact = select_rows(rows, request)[1].log_det
         lines = []
         for count in options.partitions:
             parts = np.array_split(np.arange(len(rows)), count)
             cells = []
             for oversample in options.oversamples:
-                plan = levels(request, [len(part) for part in parts], oversample, 2**62)
+                plan = merge_levels(request, [len(part) for part in parts], oversample, 2**62)
                 union = [select_rows(rows.slice(part[0], len(part)), plan[0].request)[0] for part in parts]
-                got = merge(union, request)[1]
+                got = select_rows(pa.concat_tables(union), request)[1]
                 short = options.loss_size - len(got.indices)
                 lost = (exact - got.log_det) / options.loss_size
                 cells.append(f"{short} short" if short else f"{lost:.4f}")

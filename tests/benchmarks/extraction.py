@@ -40,9 +40,10 @@ from raydpp.extract.dry_run import padding as padding_within
 from raydpp.extract.stage import extract
 from raydpp.extract.units import unit_rows
 from raydpp.gradients.batches import pad, take_batch
+from raydpp.gradients.config import Masking
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.tables import GRADIENTS
 
 CPU = torch.device("cpu")
@@ -60,13 +61,13 @@ def bare(options: argparse.Namespace) -> Any:
         model.enable_input_require_grads()  # no weight needs a gradient: the graph starts at the embeddings
         own_loss = ResponseLoss(model)
         tokens = tokens_of(examples)
-        contenders = {
+        timed = {
             "raydpp": partial(rate, tokens, ours, examples),
             "bare": partial(rate, tokens, both_passes, partial(autograd_loss, model), batches),
             "bare, raydpp's loss": partial(rate, tokens, both_passes, partial(only_loss, own_loss), batches),
         }
-        in_turns(contenders, 1)  # warms up
-        rates = in_turns(contenders, options.rounds)
+        in_turns(timed, 1)  # warms up
+        rates = in_turns(timed, options.rounds)
         found[dtype] = {name: values.tolist() for name, values in rates.items()}
         own = rates.pop("raydpp")
         for name, peer in rates.items():
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--job-per-source", type=int, default=24, help="examples of each, for ray (24)")
     parser.add_argument("--padding-rows", type=int, default=4000, help="examples, for padding (4000)")
     parser.add_argument("--batch-tokens", type=int, default=512, help="tokens of a batch, and of an example (512)")
-    parser.add_argument("--rounds", type=int, default=3, help="the medians of so many are printed (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, whose medians are printed (3)")
     parser.add_argument("--bergson", metavar="PYTHON", help="an interpreter that has bergson")
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     options = parser.parse_args()

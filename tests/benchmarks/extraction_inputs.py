@@ -14,24 +14,24 @@ import numpy as np
 from raydpp import runs
 from raydpp.errors import RowError
 from raydpp.extract.sample import choose
-from raydpp.gradients.adapters import Adapter
-from raydpp.gradients.model import Dtype, load_tokenizer
-from raydpp.gradients.representations import Extractor, ExtractorConfig, load_extractor
-from raydpp.gradients.tokenization import Masking, TokenizedExample, tokenize
+from raydpp.gradients.config import Adapter, Dtype, ExtractorConfig, Masking
+from raydpp.gradients.model import load_tokenizer
+from raydpp.gradients.representations import Extractor, load_extractor
+from raydpp.gradients.tokenization import TokenizedExample, tokenize
 from raydpp.storage import Folder
 from raydpp.tables import read_columns
 
 
 def source_rows(corpus: str) -> dict[str, int]:
     """The number of conversations of every source."""
-    return dict(runs.require(["ingest"], Folder.at(corpus))["counts"]["sources"])
+    return dict(runs.load_finished(["ingest"], Folder.at(corpus))["counts"]["sources"])
 
 
 def tokenised(
     options: argparse.Namespace, masking: Masking, per_source: int | None = None, limit: int | None = None
 ) -> dict[str, TokenizedExample]:
     """By id, the examples that the extract stage takes with these options."""
-    chosen = choose(options.corpus, source_rows(options.corpus), options.sources, limit, per_source)
+    chosen = choose(Folder.at(options.corpus), source_rows(options.corpus), options.sources, limit, per_source)
     rows = chosen.filter(read_columns(chosen.parts, ["id", "source", "messages"]))
     tokenizer = load_tokenizer(options.model)
     found = {}
@@ -60,17 +60,17 @@ def extractor(options: argparse.Namespace, dtype: Dtype, adapter: str = "fresh")
 
 
 def rate(tokens: int, run: Callable[..., Any], *arguments: Any) -> float:
-    """Tokens a second of a call that works on so many."""
+    """Tokens a second of a call that works on that many tokens."""
     began = time.perf_counter()
     run(*arguments)
     return tokens / (time.perf_counter() - began)
 
 
-def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
-    """By name the (rounds,) tokens a second of every contender; in each round each has its turn."""
-    found: dict[str, list[float]] = {name: [] for name in contenders}
+def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:
+    """By name the (rounds,) tokens a second of every call; in each round each has its turn."""
+    found: dict[str, list[float]] = {name: [] for name in timed}
     for turn in range(rounds):
-        for name, contender in contenders.items():
-            found[name].append(contender())
+        for name, run in timed.items():
+            found[name].append(run())
             print(f"round {turn + 1}, {name}: {found[name][-1]:.0f} tokens/s", file=sys.stderr, flush=True)
     return {name: np.array(rates) for name, rates in found.items()}

@@ -164,7 +164,7 @@ def memory(x: np.ndarray, options: argparse.Namespace) -> Any:
 def _peak(path: str, column: str, kernel: Any, size: int, rows: int) -> int:
     x = some_rows(load(Path(path), column), rows, np.random.default_rng(0))
     raydpp.greedy_map(x[:3000], 300, kernel=kernel, oracle="cholesky" if kernel == "rbf" else "feature-space")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew, from what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again, from what is resident now
     before = _peak_resident()
     raydpp.greedy_map(x, size, kernel=kernel)
     return _peak_resident() - before
@@ -198,7 +198,7 @@ def growth(x: np.ndarray, options: argparse.Namespace) -> Any:
 
 
 def rate(x: np.ndarray, options: argparse.Namespace) -> Any:
-    """How much of the machine's matrix-product rate the Cholesky pool reaches."""
+    """How much of the machine's matrix-product rate the Cholesky oracle reaches."""
     rates = {}
     for dtype, n in ((torch.float32, 4096), (torch.float64, 2048)):
         a = torch.randn(n, n, dtype=dtype)

@@ -144,7 +144,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
         ({"size": 2, "reference_seeds": ()}, "at least one reference seed"),
     ],
 )
-def test_a_mistake_is_refused_in_words(arguments: dict, words: str) -> None:
+def test_a_mistake_is_refused(arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         log_det_distance(sphere(10, 3), **arguments)
 

@@ -117,7 +117,7 @@ def test_dedup_keeps_a_row_unless_one_like_it_is_kept(threshold: float) -> None:
     )
 
 
-def test_copies_end_a_run_in_words() -> None:
+def test_copies_end_a_run() -> None:
     x = np.tile(sphere(5, 8), (3, 1))
     for method, words in (("k-center", "copies of picks"), ("k-means", "no more clusters"), ("dedup", "as near as")):
         found = baseline(method, x, 12)  # type: ignore[arg-type]
@@ -127,13 +127,13 @@ def test_copies_end_a_run_in_words() -> None:
         assert words in found.stopped
 
 
-def test_progress_hears_of_every_pick() -> None:
+def test_progress_gets_every_pick() -> None:
     for method in ALL:
-        heard: list[tuple[int, float]] = []
+        seen: list[tuple[int, float]] = []
         numbers = np.arange(30.0)
-        report = lambda count, gain, to=heard: to.append((count, gain))  # noqa: E731
+        report = lambda count, gain, to=seen: to.append((count, gain))  # noqa: E731
         baseline(method, sphere(30, 5), 7, quality=numbers, lengths=numbers, progress=report)
-        assert [count for count, _ in heard] == list(range(1, 8))
+        assert [count for count, _ in seen] == list(range(1, 8))
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,6 @@ def test_progress_hears_of_every_pick() -> None:
         ("random", {"size": 10}, "larger than the pool of 9"),
     ],
 )
-def test_a_mistake_is_refused_in_words(method: Any, arguments: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_refused(method: Any, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         baseline(method, sphere(9, 4), **arguments)

@@ -7,8 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpp.dpp.budget import Budget, Ledger, check_costs, count_of, in_order
+from raydpp.dpp.budget import Budget, count_of, in_order
+from raydpp.dpp.features import Items
 from raydpp.errors import UserError
+
+
+def items(rows: int, sources: Any = None, costs: Any = None, excluded: Any = ()) -> Items:
+    return Items(
+        np.eye(rows),
+        costs=None if costs is None else np.array(costs, dtype=float),
+        sources=None if sources is None else np.array(sources),
+        excluded=np.array(excluded, dtype=np.int64),
+    )
 
 
 def test_a_budget_is_a_count_or_a_fraction() -> None:
@@ -17,7 +27,6 @@ def test_a_budget_is_a_count_or_a_fraction() -> None:
     assert count_of(0.001, 100) == 1
     assert count_of(12.0, 100) == 12
     assert count_of(np.int64(3), 100) == 3  # type: ignore[arg-type]
-    assert count_of(None, 100) == 100
     for size, words in (
         (0, "at least 1"),
         (-3, "at least 1"),
@@ -33,44 +42,68 @@ def test_a_budget_is_a_count_or_a_fraction() -> None:
 
 def test_a_minimum_is_of_what_there_is_and_the_star_is_everyone_else() -> None:
     sources = list("aaabbbbcc")
-    ledger = Budget(6, sources=sources, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5}).ledger(9)
-    picks = in_order(ledger, np.arange(9))
+    state = Budget(6, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5}).state(items(9, sources))
+    picks = in_order(state, np.arange(9))
     assert sorted(np.array(sources)[picks].tolist()) == list("abbbcc")
 
 
+def test_without_a_size_all_items_may_be_picked() -> None:
+    assert Budget(min_log_gain=-1.0).state(items(7)).left == 7
+    assert Budget(min_log_gain=-1.0).state(items(7)).min_log_gain == -1.0
+    assert Budget(7).state(items(7)).min_log_gain == -np.inf
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("budget", "given", "words"),
     [
-        ({"tokens": 10}, "needs the costs"),
-        ({"tokens": 0, "costs": [1] * 4}, "above 0"),
-        ({"tokens": 10, "costs": [1] * 3}, "3 costs for 4"),
-        ({"tokens": 10, "costs": [1, 0, 2, np.nan]}, r"2 costs are not numbers above 0 \(rows \[1, 3\]\)"),
-        ({"size": 2, "minimum": {"a": 1}}, "needs the sources"),
-        ({"size": 2, "maximum": {"a": 1}, "sources": ["a"]}, "1 sources for 4"),
-        ({"size": 2, "maximum": {"z": 1}, "sources": list("aabb")}, "no such source: there are a, b"),
-        ({"size": 2, "maximum": {"a": -1}, "sources": list("aabb")}, "whole number or a fraction"),
-        ({"size": 2, "maximum": {"a": 1.5}, "sources": list("aabb")}, "whole number or a fraction"),
-        ({"size": 2, "minimum": {"a": 2}, "maximum": {"a": 1}, "sources": list("aabb")}, "above its maximum"),
-        ({"size": 2, "minimum": {"*": 2}, "sources": list("aabb")}, "add up to 4, more than the budget of 2"),
-        ({"minimum": {"a": 1}, "sources": list("aabb")}, "needs a budget in items"),
-        ({"tokens": 3, "costs": [1] * 4, "maximum": {"a": 0.5}, "sources": list("aabb")}, "is a fraction"),
-        ({"size": 2, "exclude": [0, 1, 2, 3]}, "every item is owned or excluded"),
+        ({}, {}, "no budget: give a size"),
+        ({"tokens": 10}, {}, "needs the costs"),
+        ({"tokens": 0}, {"costs": [1] * 4}, "above 0"),
+        ({"size": 2, "minimum": {"a": 1}}, {}, "needs the sources"),
+        ({"size": 2, "maximum": {"z": 1}}, {"sources": list("aabb")}, "no such source: there are a, b"),
+        ({"size": 2, "maximum": {"a": -1}}, {"sources": list("aabb")}, "whole number or a fraction"),
+        ({"size": 2, "maximum": {"a": 1.5}}, {"sources": list("aabb")}, "whole number or a fraction"),
+        ({"size": 2, "minimum": {"a": 2}, "maximum": {"a": 1}}, {"sources": list("aabb")}, "above its maximum"),
+        ({"size": 2, "minimum": {"*": 2}}, {"sources": list("aabb")}, "add up to 4, more than the budget of 2"),
+        ({"minimum": {"a": 1}}, {"sources": list("aabb")}, "needs a budget in items"),
+        ({"tokens": 3, "maximum": {"a": 0.5}}, {"costs": [1] * 4, "sources": list("aabb")}, "is a fraction"),
+        ({"size": 2}, {"excluded": [0, 1, 2, 3]}, "every item is owned or excluded"),
     ],
 )
-def test_a_mistake_is_refused_in_words(arguments: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_refused(budget: dict[str, Any], given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Budget(**arguments).ledger(4)
+        Budget(**budget).state(items(4, **given))
 
 
-def test_an_opening_has_no_items_and_the_limits_of_all() -> None:
+def test_quotas_become_counts_of_every_source() -> None:
+    budget = Budget(0.1, None, {"a": 0.25, "*": 1}, {"b": 0.55, "c": 9}, -2.0)
+    counted = budget.in_counts(100, list("abc"))
+    assert (counted.size, counted.min_log_gain) == (10, -2.0)
+    assert counted.minimum == {"a": 3, "b": 1, "c": 1}
+    assert counted.maximum == {"b": 5, "c": 9}
+    assert counted.in_counts(100, list("abc")) == counted
+    assert Budget(0.3).in_counts(10, []).size == 3
+    with pytest.raises(UserError, match="there is a maximum for source 'c', and no such source: there are a, b"):
+        budget.in_counts(100, list("ab"))
+
+
+def test_a_part_of_the_items_is_asked_for_no_more_than_it_has() -> None:
+    budget = Budget(20, None, {"a": 5, "z": 2}, {"b": 7, "y": 1})
+    part = budget.within(items(9, list("aaabbbbcc")))
+    assert (part.size, part.minimum, part.maximum) == (9, {"a": 5}, {"b": 7})
+    assert Budget(tokens=9.0).within(items(3)) == Budget(tokens=9.0)
+    assert Budget(2).within(items(3)).size == 2
+
+
+def test_a_streaming_state_has_no_items_and_the_limits_of_all() -> None:
     budget = Budget(0.5, minimum={"c": 5, "*": 1}, maximum={"a": 1, "*": 0.5})
-    ledger = budget.opening(12, {"a": 3, "b": 4, "c": 2})
-    assert (len(ledger.eligible), ledger.left, ledger.terms[0]) == (0, 6, None)
+    state = budget.streaming_state(12, {"a": 3, "b": 4, "c": 2})
+    assert (len(state.eligible), state.left, state.limits[0]) == (0, 6, None)
     sources = np.array(list("aaabbbbcc"))
-    ledger.admit(np.unique(sources, return_inverse=True)[1], np.full(9, np.inf))
-    assert sorted(sources[in_order(ledger, np.arange(9))].tolist()) == list("abbbcc")
-    spent = Budget(tokens=7.0).opening(12, {"": 12})
-    spent.admit(np.zeros(4, dtype=np.int64), np.array([3.0, 5.0, 4.0, 1.0]))
+    state.add_items(np.unique(sources, return_inverse=True)[1], np.full(9, np.inf))
+    assert sorted(sources[in_order(state, np.arange(9))].tolist()) == list("abbbcc")
+    spent = Budget(tokens=7.0).streaming_state(12, {"": 12})
+    spent.add_items(np.zeros(4, dtype=np.int64), np.array([3.0, 5.0, 4.0, 1.0]))
     assert in_order(spent, np.arange(4)) == [0, 2]
 
 
@@ -86,17 +119,9 @@ def test_an_opening_has_no_items_and_the_limits_of_all() -> None:
         ({"minimum": {"a": 1}}, "needs a budget in items"),
     ],
 )
-def test_a_mistake_is_refused_at_the_opening_too(arguments: dict[str, Any], words: str) -> None:
+def test_a_mistake_is_refused_in_a_streaming_state_too(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Budget(**arguments).opening(12, {"a": 6, "b": 6})
-
-
-def test_costs_are_numbers_above_0_one_an_item() -> None:
-    assert check_costs([1, 2], 2).tolist() == [1.0, 2.0]
-    with pytest.raises(UserError, match="2 costs for 3 items"):
-        check_costs([1, 2], 3)
-    with pytest.raises(UserError, match=r"2 costs are not numbers above 0 \(rows \[0, 2\]\)"):
-        check_costs(np.array([0.0, 1.0, np.inf]), 3)
+        Budget(**arguments).streaming_state(12, {"a": 6, "b": 6})
 
 
 @settings(max_examples=100, deadline=None)
@@ -111,8 +136,8 @@ def test_quotas_are_kept_whatever_the_order(seed: int, rows: int, data: st.DataO
     for source, count in counts.items():
         room = size - int(sum(minimum.values()))
         minimum[source] = data.draw(st.integers(0, max(0, min(room, count, maximum.get(source, rows)))))
-    ledger = Budget(size, sources=sources, minimum=minimum, maximum=maximum).ledger(rows)
-    picks = in_order(ledger, random.permutation(rows))
+    state = Budget(size, minimum=minimum, maximum=maximum).state(items(rows, sources))
+    picks = in_order(state, random.permutation(rows))
     picked = {source: int((sources[picks] == source).sum()) for source in counts}
     assert len(set(picks)) == len(picks)
     for source in counts:
@@ -126,24 +151,24 @@ def test_quotas_are_kept_whatever_the_order(seed: int, rows: int, data: st.DataO
 def test_tokens_are_never_overspent_and_nothing_that_fits_is_left(seed: int, rows: int, tokens: float) -> None:
     random = np.random.default_rng(seed)
     costs = random.integers(1, 60, rows).astype(float)
-    ledger = Budget(tokens=tokens, costs=costs).ledger(rows)
-    most = ledger.at_most
-    picks = in_order(ledger, random.permutation(rows))
+    state = Budget(tokens=tokens).state(items(rows, costs=costs))
+    most = state.at_most
+    picks = in_order(state, random.permutation(rows))
     spent = costs[picks].sum()
     assert spent <= tokens
     rest = np.delete(costs, picks)
-    assert ledger.full
+    assert state.full
     assert len(picks) <= most
     assert not len(rest) or spent + rest.min() > tokens
 
 
 def test_what_is_excluded_or_put_behind_is_never_eligible() -> None:
-    ledger = Budget(5, exclude=[0, 3]).ledger(6)
-    ledger.extend(2)
-    assert ledger.at_most == 4
-    assert in_order(ledger, np.arange(8)) == [1, 2, 4, 5]
-    assert not ledger.full
-    assert ledger.why_nothing() == "no item is left"
+    state = Budget(5).state(items(6, excluded=[0, 3]))
+    state.add_items(np.zeros(2, dtype=np.int64), np.full(2, np.inf), eligible=False)
+    assert state.at_most == 4
+    assert in_order(state, np.arange(8)) == [1, 2, 4, 5]
+    assert not state.full
+    assert state.why_nothing() == "no item is left"
 
 
 @settings(max_examples=100, deadline=None)
@@ -164,54 +189,48 @@ def test_items_that_come_bit_by_bit_are_eligible_as_if_all_were_there(
             minimum[label] = data.draw(st.integers(0, int(min(room, maximum.get(label, rows)))))
             room -= int(minimum[label])
     spend = data.draw(st.floats(1, 100)) if tokens else None
-    whole = Budget(size, spend, costs, sources, minimum, maximum).ledger(rows)
+    whole = Budget(size, spend, minimum, maximum).state(items(rows, sources, costs))
     counts = dict(zip(labels.tolist(), np.bincount(groups).tolist(), strict=True))
-    part = Budget(size, spend, minimum=minimum, maximum=maximum).opening(rows, counts)
-    part.extend(2)  # such as what is owned
+    part = Budget(size, spend, minimum, maximum).streaming_state(rows, counts)
+    part.add_items(np.zeros(2, dtype=np.int64), np.full(2, np.inf), eligible=False)  # such as what is owned
     come = [-1, -1]
     while part.left:
-        most, may = part.terms
+        most, may = part.limits
         meet = may[groups] & (costs <= most if most is not None else True)
         waiting = np.setdiff1d(np.arange(rows), come)
         assert meet[waiting].tolist() == whole.eligible[waiting].tolist()
         new = random.permutation(waiting[meet[waiting]])[: random.integers(0, 4)]
-        part.admit(groups[new], costs[new])
+        part.add_items(groups[new], costs[new])
         come += new.tolist()
         assert part.eligible.tolist() == [False, False, *whole.eligible[come[2:]]]
         assert part.left == whole.left
-        open_ = np.flatnonzero(part.eligible)
-        if len(open_):
-            index = int(random.choice(open_))
-            part.take(index)
-            whole.take(come[index])
+        allowed = np.flatnonzero(part.eligible)
+        if len(allowed):
+            index = int(random.choice(allowed))
+            part.spend(index)
+            whole.spend(come[index])
         elif not whole.eligible.any():
             break
     assert len(come) > 2 or not whole.eligible.any()
 
 
 def test_the_terms_are_what_may_be_spent_and_on_which_groups() -> None:
-    ledger = Ledger(
-        np.ones(4, dtype=bool),
-        3,
-        10.0,
-        np.array([1.0, 2.0, 3.0, 8.0]),
-        np.array([0, 1, 1, 2]),
-        np.array([0.0, 0.0, 1.0]),
-        np.array([1.0, np.inf, np.inf]),
-    )
-    tokens, may = ledger.terms
+    budget = Budget(3, 10.0, maximum={"a": 1})
+    state = budget.state(items(4, list("abbc"), [1.0, 2.0, 3.0, 8.0]))
+    state.least[2] = 1.0
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (10.0, [True, True, True])
-    ledger.take(0)
-    tokens, may = ledger.terms
+    state.spend(0)
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (9.0, [False, True, True])
-    ledger.take(1)  # one is left, and owed to the last group
-    tokens, may = ledger.terms
+    state.spend(1)  # one is left, and owed to the last group
+    tokens, may = state.limits
     assert (tokens, may.tolist()) == (7.0, [False, False, True])
-    assert Ledger(np.ones(2, dtype=bool), 1).terms[0] is None
+    assert Budget(1).state(items(2)).limits[0] is None
 
 
-def test_what_is_taken_in_order_is_told() -> None:
-    heard: list[int] = []
-    ledger = Budget(2, exclude=[3]).ledger(5)
-    assert in_order(ledger, [3, 4, 0, 1], lambda count, gain: heard.append(count)) == [4, 0]
-    assert heard == [1, 2]
+def test_what_is_taken_in_order_is_reported() -> None:
+    seen: list[int] = []
+    state = Budget(2).state(items(5, excluded=[3]))
+    assert in_order(state, [3, 4, 0, 1], lambda count, gain: seen.append(count)) == [4, 0]
+    assert seen == [1, 2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydpp.dpp.features import UnitRows, check_scores, id_order, rows_of, unit_rows
+from raydpp.dpp.features import Items, UnitRows, id_order, rows_of, unit_rows
 from raydpp.errors import UserError
 
 
@@ -88,7 +88,7 @@ def test_rows_of_another_dimension_cannot_stand_behind() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_rows_are_told_as_they_are_stored(dtype: type) -> None:
+def test_rows_are_given_as_they_are_stored(dtype: type) -> None:
     x: np.ndarray = (1.001 * sphere(20, 5)).astype(dtype)
     stored = UnitRows(x).stored(np.array([7, 0, 7]))
     assert stored.dtype == dtype
@@ -129,11 +129,16 @@ def test_rows_are_found_by_id_or_by_index() -> None:
         rows_of(["x", "a", "y"], ["a", "b", "c"], 3, "owned")
 
 
-def test_scores_are_finite_numbers_one_a_row_or_do_not_count() -> None:
-    assert check_scores(None, 0.0, 2) is None
-    assert check_scores([1, 2], 0.0, 2) is None
-    found = check_scores(torch.tensor([1, 2]), 0.5, 2)
-    assert found is not None
-    assert found.tolist() == [1.0, 2.0]
-    with pytest.raises(UserError, match=r"1 quality scores .*rows \[1\]"):
-        check_scores([1, np.nan], 0.0, 2)
+def test_items_have_a_modular_term_and_one_cost_and_source_each() -> None:
+    items = Items(sphere(3, 4), ["b", "a", "c"], costs=np.array([1.0, 2.0, 0.5]), sources=np.array(["x", "y", "x"]))
+    assert len(items) == 3
+    assert items.modular.tolist() == [0.0, 0.0, 0.0]
+    assert items.order.tolist() == [1, 0, 2]
+    assert items.excluded.tolist() == []
+    np.testing.assert_array_equal(items.unit_rows().take().numpy(), unit_rows(sphere(3, 4)).numpy())
+    with pytest.raises(UserError, match="2 costs for 3 items"):
+        Items(sphere(3, 4), costs=np.array([1.0, 2.0]))
+    with pytest.raises(UserError, match=r"2 costs are not numbers above 0 \(rows \[0, 2\]\)"):
+        Items(sphere(3, 4), costs=np.array([0.0, 1.0, np.inf]))
+    with pytest.raises(UserError, match="1 sources for 3 items"):
+        Items(sphere(3, 4), sources=np.array(["x"]))

@@ -10,11 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpp.dpp.features import UnitRows, unit_rows
+from raydpp.dpp.features import unit_rows
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import RESIDUAL_FLOOR, Kernel, KernelName
 from raydpp.dpp.oracles.choice import OracleName
-from raydpp.dpp.oracles.textbook import Textbook
 from raydpp.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared/features/minilm_32k.parquet"
@@ -150,6 +149,7 @@ def test_exact_copies_are_picked_once_and_the_run_says_why_it_ends() -> None:
     assert sorted(chosen.indices.tolist()) == [0, 1, 2, 3, 4]
     assert chosen.stopped is not None
     assert "stopped at pick 6 of 12" in chosen.stopped
+    assert "numerically rank-deficient" in chosen.stopped
     assert "copies of picks" in chosen.stopped
 
 
@@ -183,10 +183,10 @@ def test_a_row_just_above_the_floor_is_picked_and_one_just_below_is_not() -> Non
     assert len(greedy_map(pair(RESIDUAL_FLOOR / 2), 2, kernel="cosine", ridge=0.0).indices) == 1
 
 
-def test_progress_hears_of_every_pick() -> None:
-    heard: list[tuple[int, float]] = []
-    chosen = greedy_map(sphere(10, 4), 4, progress=lambda done, gain: heard.append((done, gain)))
-    assert heard == list(zip([1, 2, 3, 4], chosen.log_gains, strict=True))
+def test_progress_gets_every_pick() -> None:
+    seen: list[tuple[int, float]] = []
+    chosen = greedy_map(sphere(10, 4), 4, progress=lambda done, gain: seen.append((done, gain)))
+    assert seen == list(zip([1, 2, 3, 4], chosen.log_gains, strict=True))
 
 
 def test_an_array_a_tensor_and_float16_of_the_same_rows_agree() -> None:
@@ -233,9 +233,8 @@ def test_a_fraction_of_the_rows() -> None:
     assert greedy_map(x, 0.2).indices.tolist() == greedy_map(x, 6).indices.tolist()
 
 
-@pytest.mark.parametrize("cost_power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("weight", [0.0, 0.4])
-def test_a_budget_of_tokens_takes_what_adds_most_per_token_and_still_fits(cost_power: float, weight: float) -> None:
+def test_a_budget_of_tokens_takes_what_adds_most_per_token_and_still_fits(weight: float) -> None:
     x = sphere(30, 8)
     random = np.random.default_rng(0)
     costs, quality = random.integers(1, 40, 30).astype(float), random.standard_normal(30)
@@ -243,15 +242,15 @@ def test_a_budget_of_tokens_takes_what_adds_most_per_token_and_still_fits(cost_p
     picks: list[int] = []
     left = 100.0
     while any(costs[i] <= left for i in set(range(30)) - set(picks)):
-        worth = {}
+        modular = {}
         for i in set(range(30)) - set(picks):
             if costs[i] <= left:
                 inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks, i]) if picks else np.zeros(0)
                 residual = 1.0 - matrix[picks, i] @ inner
-                worth[i] = (1 - weight) * np.log(residual / costs[i] ** cost_power) + weight * quality[i]
-        picks.append(min(worth, key=lambda i: (-round(worth[i], 9), i)))
+                modular[i] = (1 - weight) * np.log(residual / costs[i]) + weight * quality[i]
+        picks.append(min(modular, key=lambda i: (-round(modular[i], 9), i)))
         left -= costs[picks[-1]]
-    chosen = greedy_map(x, tokens=100, costs=costs, cost_power=cost_power, quality=quality, quality_weight=weight)
+    chosen = greedy_map(x, tokens=100, costs=costs, quality=quality, quality_weight=weight)
     assert chosen.indices.tolist() == picks
     assert chosen.stopped is None
 
@@ -282,35 +281,6 @@ def test_the_run_ends_before_a_pick_adds_less_than_asked() -> None:
     assert chosen.indices.tolist() == whole.indices[:count].tolist()
     assert chosen.stopped is not None
     assert f"stopped at pick {count + 1}: the next example adds" in chosen.stopped
-
-
-def test_at_the_floor_a_run_goes_on_if_told_so() -> None:
-    x = np.tile(sphere(4, 8), (3, 1))
-    quality = np.arange(12.0)
-    chosen = greedy_map(x, 10, at_floor="continue", quality=quality, quality_weight=0.01)
-    first = greedy_map(x, 10, quality=quality, quality_weight=0.01)
-    assert chosen.indices[:4].tolist() == first.indices.tolist()
-    rest = [i for i in range(11, -1, -1) if i not in first.indices]
-    assert chosen.indices[4:].tolist() == rest[:6]
-    assert (chosen.log_gains[4:] == math.log(RESIDUAL_FLOOR)).all()
-    assert chosen.stopped is not None
-    assert "stopped at pick 5 of 10" in chosen.stopped
-    assert "went on by quality, then by id" in chosen.stopped
-    beyond = greedy_map(sphere(9, 2), 9, kernel="cosine", ridge=0.0, at_floor="continue")
-    assert sorted(beyond.indices.tolist()) == list(range(9))
-
-
-@pytest.mark.parametrize("oracle", ["textbook", "cholesky", "feature-space"])
-@pytest.mark.parametrize("tolerance", [0.02, 0.3])
-def test_a_pick_is_as_good_as_the_tolerance_says(oracle: OracleName, tolerance: float) -> None:
-    x = sphere(600, 12)
-    chosen = greedy_map(x, 60, kernel="cosine", oracle=oracle, tolerance=tolerance)
-    state = Textbook(UnitRows(x), Kernel("cosine"), 60)
-    for pick, gain in zip(chosen.indices.tolist(), chosen.log_gains, strict=True):
-        assert state.residuals[pick] >= (1 - tolerance) * state.residuals.max() * (1 - 1e-9)
-        assert gain == pytest.approx(math.log(state.residuals[pick]))
-        state.pick(pick)
-    assert len(set(chosen.indices.tolist())) == 60
 
 
 @pytest.mark.parametrize("oracle", ["textbook", "cholesky", "feature-space"])
@@ -349,9 +319,6 @@ def test_a_bar_shows_the_picks_and_the_gain(capsys: pytest.CaptureFixture[str]) 
         ({"size": 2, "ids": ["a", *range(9)]}, "all strings or all integers"),
         ({"size": 2, "ids": ["a"]}, "1 ids for 10 rows"),
         ({}, "no budget: give a size"),
-        ({"size": 2, "tolerance": 1.0}, "tolerance is 1.0"),
-        ({"size": 2, "cost_power": -1.0}, "cost power is -1"),
-        ({"size": 2, "at_floor": "ask"}, "'stop' or 'continue', not 'ask'"),
         ({"size": 2, "oracle": "lazy"}, "no oracle 'lazy'"),
         ({"size": 2, "oracle": "feature-space"}, "needs kernel='cosine'"),
         ({"size": 2, "owned": [3, 99]}, "ids in owned are no rows'"),
@@ -359,7 +326,7 @@ def test_a_bar_shows_the_picks_and_the_gain(capsys: pytest.CaptureFixture[str]) 
         ({"size": 2, "exclude": range(10)}, "nothing to pick from"),
     ],
 )
-def test_a_mistake_is_refused_in_words(arguments: dict, words: str) -> None:
+def test_a_mistake_is_refused(arguments: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         greedy_map(sphere(10, 3), **arguments)
 

@@ -6,7 +6,7 @@ import torch
 
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel, KernelName
-from raydpp.dpp.log_det import factor_gains, ordered_log_gains
+from raydpp.dpp.log_det import ordered_log_gains, pivot_residuals
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -20,15 +20,17 @@ def test_gains_are_ratios_of_determinants(kernel: KernelName, block: int) -> Non
     rows, similarity = UnitRows(sphere(30, 9)), Kernel(kernel)
     matrix = similarity.matrix(rows.take()).numpy()
     log_dets = [0.0, *(np.linalg.slogdet(matrix[:m, :m])[1] for m in range(1, 31))]
-    np.testing.assert_allclose(factor_gains(rows.take(), similarity, block).log().numpy(), np.diff(log_dets), atol=1e-9)
+    np.testing.assert_allclose(
+        pivot_residuals(rows.take(), similarity, block).log().numpy(), np.diff(log_dets), atol=1e-9
+    )
 
 
 def test_a_copy_counts_as_the_floor_and_changes_nothing_after_it() -> None:
     x, kernel = sphere(12, 9), Kernel()
     with_copies = np.concatenate([x[:5], x[:2], x[5:]])
-    gains = factor_gains(UnitRows(with_copies).take(), kernel, block=3)
+    gains = pivot_residuals(UnitRows(with_copies).take(), kernel, block=3)
     assert (gains[5:7] == kernel.floor).all()
-    expected = factor_gains(UnitRows(x).take(), kernel)
+    expected = pivot_residuals(UnitRows(x).take(), kernel)
     torch.testing.assert_close(torch.cat([gains[:5], gains[7:]]), expected)
 
 

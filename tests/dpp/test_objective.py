@@ -2,51 +2,70 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.objective import Objective, Score, combine, robust_scale, standardise, worth
+from raydpp.dpp.objective import Objective, Score, check_scores, combine, robust_scale, standardise
 from raydpp.errors import UserError
-from raydpp.select.request import parse_score
+
+NONE = np.zeros(3)
 
 
 def test_what_ties_is_a_matter_of_rounding() -> None:
     objective = Objective(Kernel("rbf"))
     for residuals in ([0.5, 0.5 - 1e-11, 0.5 - 1e-7], [1e-6, 1e-6 - 1e-13, 1e-6 - 1e-11]):
-        scores, reach = objective.scores(np.array(residuals))
-        assert (reach >= scores.max()).tolist() == [True, True, False]
+        scores, tie_bound = objective.scores(np.array(residuals), NONE)
+        assert (tie_bound >= scores.max()).tolist() == [True, True, False]
 
 
-def test_a_score_is_the_weighted_log_and_the_offset() -> None:
-    objective = Objective(Kernel("cosine"), 0.25, np.array([1.0, 2.0, 3.0]))
-    scores, reach = objective.scores(np.array([0.5, 0.0]), np.array([2, 0]))
+def test_a_score_is_the_weighted_log_and_the_modular_term() -> None:
+    objective = Objective(Kernel("cosine"), 0.75)
+    scores, tie_bound = objective.scores(np.array([0.5, 0.0]), np.array([3.0, 1.0]))
     assert scores[0] == pytest.approx(0.25 * np.log(0.5) + 3.0)
-    assert scores[1] == reach[1] == -np.inf
-    assert 0 < reach[0] - scores[0] < 1e-8
+    assert scores[1] == tie_bound[1] == -np.inf
+    assert 0 < tie_bound[0] - scores[0] < 1e-8
 
 
-def test_scores_and_reach_rise_with_residuals() -> None:
+def test_scores_and_tie_bounds_rise_with_residuals() -> None:
     residuals = np.geomspace(1.1e-10, 1.0, 5000)
-    for diversity in (1.0, 0.1):
-        scores, reach = Objective(Kernel(), diversity).scores(residuals)
+    for weight in (0.0, 0.9):
+        scores, tie_bound = Objective(Kernel(), weight).scores(residuals, np.zeros(5000))
         assert (np.diff(scores) > 0).all()
-        assert (np.diff(reach) > 0).all()
+        assert (np.diff(tie_bound) > 0).all()
 
 
 def test_residuals_are_those_at_which_items_have_a_score() -> None:
-    rows = np.array([2, 0])
-    for objective in (Objective(Kernel()), Objective(Kernel(), 0.4, np.array([0.5, 0.0, -1.0]))):
-        found = objective.residuals(-0.8, rows)
-        np.testing.assert_allclose(objective.scores(found, rows)[0], -0.8)
+    for weight, modular in ((0.0, np.zeros(2)), (0.6, np.array([-1.0, 0.5]))):
+        objective = Objective(Kernel(), weight)
+        found = objective.residuals(-0.8, modular)
+        np.testing.assert_allclose(objective.scores(found, modular)[0], -0.8)
 
 
-def test_what_an_item_is_worth_is_its_quality_less_what_it_costs() -> None:
-    scores, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
-    assert worth(2, 0.0, None, None, 1.0).tolist() == [0.0, 0.0]
-    np.testing.assert_allclose(worth(2, 0.25, scores, None, 1.0), [0.25, -0.5])
-    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 2.0), [0.25, -2.0])
-    np.testing.assert_allclose(worth(2, 0.25, None, costs, 2.0), [0.0, -1.5])
-    np.testing.assert_allclose(worth(2, 0.25, scores, costs, 0.0), [0.25, -0.5])
-    assert scores.tolist() == [1.0, -2.0]
+def test_the_modular_term_is_quality_less_what_an_item_costs() -> None:
+    quality, costs = np.array([1.0, -2.0]), np.array([1.0, np.e])
+    assert Objective(Kernel()).modular(2, None).tolist() == [0.0, 0.0]
+    np.testing.assert_allclose(Objective(Kernel(), 0.25).modular(2, quality), [0.25, -0.5])
+    np.testing.assert_allclose(Objective(Kernel(), 0.25).modular(2, quality, costs), [0.25, -1.25])
+    np.testing.assert_allclose(Objective(Kernel()).modular(2, quality, costs), [0.0, -1.0])
+    assert quality.tolist() == [1.0, -2.0]
+    with pytest.raises(UserError, match="needs quality scores"):
+        Objective(Kernel(), 0.25).modular(2, None, costs)
+
+
+def test_a_weight_out_of_range_is_refused() -> None:
+    for weight in (-0.1, 1.5, np.nan):
+        with pytest.raises(UserError, match=r"the quality weight is .* between 0"):
+            Objective(Kernel(), weight)
+
+
+def test_scores_are_finite_numbers_one_a_row_or_do_not_count() -> None:
+    assert check_scores(None, 0.0, 2) is None
+    assert check_scores([1, 2], 0.0, 2) is None
+    found = check_scores(torch.tensor([1, 2]), 0.5, 2)
+    assert found is not None
+    assert found.tolist() == [1.0, 2.0]
+    with pytest.raises(UserError, match=r"1 quality scores .*rows \[1\]"):
+        check_scores([1, np.nan], 0.0, 2)
 
 
 def test_scores_are_on_the_scale_of_a_normal_distribution() -> None:
@@ -87,14 +106,6 @@ def test_a_constant_column_becomes_zeros(value: float) -> None:
 def test_columns_are_combined_by_their_weights() -> None:
     scores = (Score("a", 3.0, 1.0, 2.0), Score("b", -1.0, 0.0, 1.0))
     np.testing.assert_allclose(combine([np.array([1.0, 5.0]), np.array([2.0, -4.0])], scores), [-0.5, 2.5])
-
-
-def test_a_score_is_a_column_and_a_weight() -> None:
-    assert parse_score("loss=-0.5") == Score("loss", -0.5)
-    assert parse_score("length") == Score("length", 1.0)
-    for text in ("=2", "loss=x", "loss=", "loss=0", "loss=nan"):
-        with pytest.raises(UserError, match="give COLUMN or COLUMN=WEIGHT"):
-            parse_score(text)
 
 
 @pytest.mark.parametrize(

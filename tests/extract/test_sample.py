@@ -51,7 +51,7 @@ def test_a_limit_for_each_source(folder: Folder) -> None:
     assert choose(folder, COUNTS, per_source=30).last_ids is None
 
 
-def test_mistakes_are_said_in_words(folder: Folder) -> None:
+def test_mistakes_are_refused(folder: Folder) -> None:
     with pytest.raises(UserError, match=r"no source 'c' in .*; it has a, b"):
         choose(folder, COUNTS, ["c"])
     with pytest.raises(UserError, match="limit 0"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpp.errors import UserError
+from raydpp.extract import workers
 from raydpp.extract.stage import extract
-from raydpp.ingest.stage import ingest
 from raydpp.tables import gradient_schema, vectors
-from tests.faults import refusing
+from tests.faults import faulty, refusing
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def test_every_conversation_becomes_a_unit_vector_in_plain_parquet(table: str, corpus: str) -> None:
@@ -32,45 +35,47 @@ def test_every_conversation_becomes_a_unit_vector_in_plain_parquet(table: str, c
     assert record["plan"]["gpus"] == 0
 
 
-def test_the_number_of_workers_and_the_size_of_files_change_nothing(
+def test_as_many_workers_as_cpus_and_smaller_files_change_nothing(
     corpus: str, table: str, tiny_model: str, tmp_path: Path
 ) -> None:
-    other = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=64, rows_per_file=5, actors=2)
-    first, second = (pq.read_table(Path(out) / "gradients").sort_by("id") for out in (table, other.out))
+    import ray
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=64, rows_per_file=5, actors=cpus)
+    assert run.record["plan"]["least"] == cpus  # all of them hold their CPUs, and leave a share for what feeds them
+    first, second = (pq.read_table(Path(out) / "gradients").sort_by("id") for out in (table, run.out))
     assert first["id"].equals(second["id"])
     np.testing.assert_allclose(
         vectors(first["gradient"]).astype(float), vectors(second["gradient"]).astype(float), atol=1e-3
     )
 
 
-def test_a_limited_run_takes_the_smallest_ids_of_the_sources(corpus: str, tiny_model: str, tmp_path: Path) -> None:
-    run = extract(corpus, str(tmp_path / "out"), tiny_model, sources=["second"], limit=6, store_as="float32")
+def of_source(corpus: str, source: str) -> list[dict[str, Any]]:
+    """The conversations of a source, in the order of their ids."""
+    rows = pq.read_table(Path(corpus) / "corpus").to_pylist()
+    return sorted((row for row in rows if row["source"] == source), key=lambda row: row["id"])
+
+
+def test_a_limited_run_takes_the_smallest_ids_of_the_sources_and_says_why_it_rejects(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = of_source(corpus, "second")[:6]
+    prompt = expected[5]["messages"][0]["content"]
+    strict = refusing(tiny_model, tmp_path / "strict", f"messages[0]['content'] == {prompt!r}", "not this one")
+    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log"))
+    run = extract(corpus, str(tmp_path / "out"), strict, sources=["second"], limit=6, store_as="float32")
     found = pq.read_table(Path(run.out) / "gradients")
-    whole = pq.read_table(Path(corpus) / "corpus").to_pylist()
-    expected = sorted(row["id"] for row in whole if row["source"] == "second")[:6]
-    assert sorted(found["id"].to_pylist()) == expected
+    assert sorted(found["id"].to_pylist()) == [row["id"] for row in expected[:5]]
     assert found.schema.field("gradient").type == pa.list_(pa.float32(), 1024)
-    assert extract(corpus, run.out, tiny_model, sources=["second"], limit=6, store_as="float32", actors=2).repeated
+    (reject,) = [json.loads(path.read_text()) for path in (Path(run.out) / "rejects").iterdir()]
+    assert reject["id"] == expected[5]["id"]
+    assert "not this one" in reject["reason"]
+    counts = run.record["counts"]
+    assert (counts["in"], counts["rows"], counts["rejects"]) == (6, 5, 1)
+    assert extract(corpus, run.out, strict, sources=["second"], limit=6, store_as="float32", actors=2).repeated
 
 
-def test_what_has_no_gradient_is_rejected_with_a_reason(cluster: None, tiny_model: str, tmp_path: Path) -> None:
-    answer = {"role": "assistant", "content": "A"}
-    rows = [
-        {"messages": [{"role": "user", "content": "a"}, answer]},
-        {"messages": [{"role": "tool", "content": "a"}, {"role": "user", "content": "b"}, answer]},
-    ]
-    source = tmp_path / "x.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = ingest([str(source)], str(tmp_path / "corpus")).out
-    strict = refusing(tiny_model, tmp_path / "strict", "'tool' in messages | map(attribute='role')", "no tools")
-    run = extract(folder, str(tmp_path / "out"), strict, dimension=16)
-    assert (run.record["counts"]["rows"], run.record["counts"]["rejects"]) == (1, 1)
-    (reject,) = [json.loads(p.read_text()) for p in (Path(run.out) / "rejects").iterdir()]
-    assert "no tools" in reject["reason"]
-    assert reject["id"]
-
-
-def test_mistakes_are_said_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+def test_mistakes_are_refused(corpus: str, tiny_model: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(UserError, match="could not be loaded"):
         extract(corpus, out, "no/such-model")
@@ -96,7 +101,7 @@ def test_the_real_model_through_the_real_ray(corpus: str, smollm2: str, tmp_path
     assert 0 < min(found["loss"].to_pylist()) < 12
 
 
-def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+def test_weights_that_break_on_the_workers_are_refused(corpus: str, tiny_model: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in Path(tiny_model).iterdir():
@@ -105,27 +110,39 @@ def test_weights_that_break_on_the_workers_are_a_mistake_in_words(corpus: str, t
         extract(corpus, str(tmp_path / "out"), str(broken))
 
 
-@pytest.mark.slow
-def test_a_corpus_that_grew_costs_only_its_new_conversations(cluster: None, tiny_model: str, tmp_path: Path) -> None:
-    rows = [{"prompt": f"what is {word}", "completion": word} for word in ["a", "b", "c", "red", "blue", "sky"]]
-    files = [str(tmp_path / name) for name in ("one.jsonl", "two.jsonl")]
-    for file, some in zip(files, (rows[:4], rows[4:]), strict=True):
-        Path(file).write_text("".join(json.dumps(row) + "\n" for row in some))
-    small = ingest(files[:1], str(tmp_path / "small"), files=2).out
+def test_a_corpus_that_grew_costs_only_its_new_conversations(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log"))
+    small = part_of_corpus(corpus, tmp_path / "small", 15)
     out = Path(extract(small, str(tmp_path / "out"), tiny_model, dimension=16).out)
     before = {path: path.stat().st_mtime_ns for path in (out / "gradients").iterdir()}
-    large = ingest(files, str(tmp_path / "large"), files=2).out
-    run = extract(large, str(out), tiny_model, dimension=16)
-    assert run.record["counts"]["rows"] == 6
-    assert run.record["timings"]["rows"] == 2
+    run = extract(corpus, str(out), tiny_model, dimension=16)
+    assert run.record["counts"]["rows"] == 40
+    assert run.record["timings"]["rows"] == 25
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    found, wanted = (pq.read_table(folder)["id"].to_pylist() for folder in (out / "gradients", Path(large) / "corpus"))
+    found, wanted = (pq.read_table(folder)["id"].to_pylist() for folder in (out / "gradients", Path(corpus) / "corpus"))
     assert sorted(found) == sorted(wanted)
     with pytest.raises(UserError, match="not among the conversations"):
         extract(small, str(out), tiny_model, dimension=16)
     assert (out / "_SUCCESS").exists()
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
     with pytest.raises(UserError, match="its dimension was 16 and now is 32"):
-        extract(large, str(out), tiny_model, dimension=32)
+        extract(corpus, str(out), tiny_model, dimension=32)
     with pytest.raises(UserError, match="its seed was 0 and now is 1"):
-        extract(large, str(out), tiny_model, dimension=16, seed=1)
+        extract(corpus, str(out), tiny_model, dimension=16, seed=1)
+
+
+def part_of_corpus(corpus: str, out: Path, rows: int) -> str:
+    """What ingest would have written of every so many conversations: an earlier state of a corpus that grew."""
+    record = json.loads((Path(corpus) / "run.json").read_text())
+    table = pq.read_table(Path(corpus) / "corpus")
+    table = table.take(np.linspace(0, len(table) - 1, rows).astype(int))
+    (out / "corpus").mkdir(parents=True)
+    pq.write_table(table, out / "corpus" / "part-00000.parquet")
+    record["counts"]["sources"] = {
+        found["values"]: found["counts"] for found in table["source"].value_counts().to_pylist()
+    }
+    (out / "run.json").write_text(json.dumps(record))
+    (out / "_SUCCESS").touch()
+    return str(out)

@@ -9,7 +9,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
-from raydpp.extract.units import Unit, look, plan_units, sweep, unit_rows
+from raydpp.extract.units import Unit, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.storage import Folder
 from raydpp.tables import Part, parquet_parts, write_table
 
@@ -44,11 +44,11 @@ def write_rejects(out: Path, name: str, rows: list[str]) -> None:
 
 
 def test_what_is_done_is_read_from_the_tables_and_the_rejects(tmp_path: Path) -> None:
-    assert len(look(Folder.at(tmp_path)).ids) == 0
+    assert len(scan_output(Folder.at(tmp_path)).ids) == 0
     write_part(tmp_path, "one", ids(3, 5))
     write_rejects(tmp_path, "one", ids(1, 3))
     write_rejects(tmp_path, "two", ids(9, 10))
-    done = look(Folder.at(tmp_path))
+    done = scan_output(Folder.at(tmp_path))
     assert [i.decode() for i in done.ids] == [*ids(1, 5), "0009"]
     assert done.counts == {"rows": 2, "rejects": 3, "tokens": 10, "response_tokens": 4, "truncated": 2}
 
@@ -56,26 +56,26 @@ def test_what_is_done_is_read_from_the_tables_and_the_rejects(tmp_path: Path) ->
 def test_the_plan_holds_every_row_that_is_not_done_once(sample: Sample, tmp_path: Path) -> None:
     write_part(tmp_path, "one", ["0001", "0004", "0012"])
     write_rejects(tmp_path, "one", ["0019"])
-    units = plan_units(sample, look(Folder.at(tmp_path)), 3, 7)
+    units = plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 7)
     assert [len(unit.rows) for unit in units] == [3, 3, 2, 3, 3, 2]
     assert units[0].name == "part-007-0000"
     planned = [i for unit in units for i in unit.read(["id"])["id"].to_pylist()]
     assert planned == [i for i in ids(0, 20) if i not in ("0001", "0004", "0012", "0019")]
     write_part(tmp_path, "two", planned)
-    assert plan_units(sample, look(Folder.at(tmp_path)), 3, 8) == []
+    assert plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 8) == []
 
 
 def test_an_example_that_is_done_twice_is_named_with_its_two_files(tmp_path: Path) -> None:
     write_part(tmp_path, "one", ids(0, 3))
     write_part(tmp_path, "two", ids(2, 4))
     with pytest.raises(UserError, match=r"0002 in .*one.parquet and .*two.parquet: delete one"):
-        look(Folder.at(tmp_path))
+        scan_output(Folder.at(tmp_path))
 
 
 def test_what_is_done_must_belong_to_the_corpus(sample: Sample, tmp_path: Path) -> None:
     write_part(tmp_path, "one", ["0001", "foreign"])
     with pytest.raises(UserError, match="1 of the examples that are done"):
-        plan_units(sample, look(Folder.at(tmp_path)), 3, 1)
+        plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 1)
 
 
 def test_a_unit_reads_its_own_rows_of_a_file_with_many_row_groups(tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_a_unit_reads_its_own_rows_of_a_file_with_many_row_groups(tmp_path: Path
         assert unit.read(["id"])["id"].to_pylist() == [f"{row:04d}" for row in rows]
 
 
-def test_half_written_files_are_swept_away(tmp_path: Path) -> None:
+def test_half_written_files_are_removed(tmp_path: Path) -> None:
     write_part(tmp_path, "one", ids(0, 2))
     (tmp_path / "gradients" / "two.parquet.unfinished").write_bytes(b"PAR1")
-    sweep(Folder.at(tmp_path))
+    remove_partial_files(Folder.at(tmp_path))
     assert [path.name for path in (tmp_path / "gradients").iterdir()] == ["one.parquet"]
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import signal
+import os
 import subprocess
 import sys
 import time
@@ -22,10 +22,10 @@ from raydpp.extract import workers
 from raydpp.extract.isolation import Features
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Unit
-from raydpp.extract.workers import FeatureActor, Work, tokenize_unit
+from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_unit
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExampleFeatures, ExtractorConfig
-from raydpp.gradients.tokenization import Masking, TokenizedExample
+from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, gradient_schema, write_table
 from tests.faults import Deadly, faulty, refusing
@@ -33,6 +33,8 @@ from tests.faults import Deadly, faulty, refusing
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
 
 DEADLY, HOPELESS = 7, 9
+
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def scored(examples: Sequence[TokenizedExample]) -> ExampleFeatures:
@@ -54,10 +56,10 @@ class Isolated(FeatureActor):
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
+def job(tmp_path: Path) -> ExtractJob:
     (tmp_path / "run.json").write_text(json.dumps({"attempt": 1}))
     plan = ActorPlan(0.0, 1.0, 1, 1, 1)
-    return Work(
+    return ExtractJob(
         Folder.at(tmp_path),
         Folder.at(tmp_path),
         1,
@@ -69,8 +71,8 @@ def work(tmp_path: Path) -> Work:
 
 
 @pytest.fixture
-def actor(work: Work) -> Any:
-    found = Isolated(work)
+def actor(job: ExtractJob) -> Any:
+    found = Isolated(job)
     yield found
     assert not isinstance(found._extractor, UserError)
     found._extractor.close()
@@ -101,43 +103,43 @@ def outcome(out: Folder) -> tuple[dict[str, Any], dict[str, str]]:
     return {row["id"]: row["difficulty"] for row in rows}, {one["id"]: one["reason"] for one in map(json.loads, lines)}
 
 
-def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, work: Work) -> None:
+def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, job: ExtractJob) -> None:
     (report,) = actor(unit([2, None, HOPELESS, 3])).to_pylist()
     assert (report["rows"], report["rejects"], report["tokens"], report["error"]) == (2, 2, 6, None)
-    assert outcome(work.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
+    assert outcome(job.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
 
 
 @pytest.mark.parametrize("bad", [None, HOPELESS, DEADLY])
-def test_a_unit_without_a_usable_row_is_all_rejects(actor: FeatureActor, work: Work, bad: int | None) -> None:
+def test_a_unit_without_a_usable_row_is_all_rejects(actor: FeatureActor, job: ExtractJob, bad: int | None) -> None:
     (report,) = actor(unit([bad, bad])).to_pylist()
     assert (report["rows"], report["rejects"], report["error"]) == (0, 2, None)
-    table, rejects = outcome(work.out)
+    table, rejects = outcome(job.out)
     assert not table
     assert sorted(rejects) == ["00", "01"]
 
 
-def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: FeatureActor, work: Work) -> None:
+def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: FeatureActor, job: ExtractJob) -> None:
     actor(unit([HOPELESS, DEADLY, 2, 3]))
-    table, rejects = outcome(work.out)
+    table, rejects = outcome(job.out)
     assert table == {"02": 4.0, "03": 6.0}
     assert sorted(rejects) == ["00", "01"]
 
 
-def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, work: Work) -> None:
-    (Path(work.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
+def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, job: ExtractJob) -> None:
+    (Path(job.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
     (report,) = actor(unit([2])).to_pylist()
     assert "taken over" in report["error"]
-    assert outcome(work.out) == ({}, {})
+    assert outcome(job.out) == ({}, {})
 
 
-def test_what_one_row_does_to_the_tokenizer_is_its_reason(work: Work, tiny_model: str, tmp_path: Path) -> None:
+def test_what_one_row_does_to_the_tokenizer_is_its_reason(job: ExtractJob, tiny_model: str, tmp_path: Path) -> None:
     answer = {"role": "assistant", "content": "yes"}
     good = [{"role": "user", "content": "what is a"}, answer]
     corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
     write_table(Folder.at(tmp_path), "corpus.parquet", corpus)
     strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
-    config = Work(work.corpus, work.out, 1, ExtractorConfig(strict), Masking(), work.schema, work.plan)
-    unit = Unit("u", Part(work.corpus, "corpus.parquet"), np.array([0, 1]))
+    config = ExtractJob(job.corpus, job.out, 1, ExtractorConfig(strict), Masking(), job.schema, job.plan)
+    unit = Unit("u", Part(job.corpus, "corpus.parquet"), np.array([0, 1]))
     good_row, bad_row = tokenize_unit(unit, config).to_pylist()
     assert good_row["reason"] is None
     assert sum(good_row["response"]) == 2  # the word and the end of turn
@@ -159,72 +161,83 @@ def all_ids(corpus: str) -> list[str]:
     return sorted(pq.read_table(Path(corpus) / "corpus", columns=["id"])["id"].to_pylist())
 
 
-def test_a_worker_killed_once_costs_nothing(
-    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log", dies_once=True))
-    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=8)
-    assert (tmp_path / "log.died").exists()
-    assert sorted(found_in(run.out)[0]) == all_ids(corpus)
-
-
-def test_as_many_actors_as_cpus_leave_a_share_for_what_feeds_them(corpus: str, tiny_model: str, tmp_path: Path) -> None:
-    import ray
-
-    cpus = int(ray.cluster_resources()["CPU"])
-    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=4, actors=cpus)
-    assert run.record["plan"]["least"] == cpus  # all of them hold their CPUs before the first unit is tokenised
-    assert sorted(found_in(run.out)[0]) == all_ids(corpus)
-
-
-@pytest.mark.slow
-def test_an_actor_for_every_gpu_is_fed_where_there_are_no_more_cpus(
-    corpus: str, tiny_model: str, tmp_path: Path
-) -> None:
-    arguments = [str(HERE.parents[1]), corpus, str(tmp_path / "out"), tiny_model]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "gpus_claimed.py"), *arguments], capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
-    plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
-    assert (plan["gpus"], plan["least"]) == (1.0, 2)
-
-
-def test_rows_that_kill_their_process_every_time_cost_nothing_but_themselves(
+def test_a_worker_killed_once_and_rows_that_kill_their_process_every_time_cost_no_other_row(
     corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows_with: dict[str, set[str]] = {}
     for row in pq.read_table(Path(corpus) / "corpus").to_pylist():
         for word in " ".join(message["content"] for message in row["messages"]).split():
             rows_with.setdefault(word, set()).add(row["id"])
-    word, ids = min(rows_with.items(), key=lambda item: abs(len(item[1]) - 3))
-    deadly, token = sorted(ids), load_tokenizer(tiny_model).convert_tokens_to_ids(word)
+    word, deadly = min(rows_with.items(), key=lambda item: abs(len(item[1]) - 3))
     assert 0 < len(deadly) < 8
-    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log", deadly=token))
+    token = load_tokenizer(tiny_model).convert_tokens_to_ids(word)
+    log = tmp_path / "log"
+    monkeypatch.setattr(workers, "FeatureActor", faulty(log, deadly=token, dies_once=True))
     run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16, rows_per_file=16)
     rows, rejects = found_in(run.out)
-    assert sorted(rejects) == deadly
+    assert log.with_suffix(".died").exists()
+    assert max(Counter(log.read_text().split()).values()) > 1  # the unit on which the actor was killed
     assert sorted([*rows, *rejects]) == all_ids(corpus)
+    assert rejects.keys() == deadly
     assert all("even alone" in reason for reason in rejects.values())
     assert run.record["counts"]["rejects"] == len(deadly)
+
+
+def test_ray_has_nothing_to_say_against_how_actors_are_made(table: str) -> None:
+    import ray
+
+    logs = Path(vars(ray.get_runtime_context().worker)["node"].get_logs_dir_path())
+    (log,) = logs.glob(f"python-core-driver-*_{os.getpid()}.log")  # whatever this process's core prints is there too
+    assert "constructor arguments" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_actor_for_every_gpu_is_fed_where_there_are_no_more_cpus(
+    corpus: str, tiny_model: str, tmp_path: Path
+) -> None:
+    run_script("gpus_claimed.py", corpus, tmp_path, tiny_model)
+    assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
+    plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
+    assert (plan["gpus"], plan["least"]) == (1.0, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_that_goes_costs_nothing(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    assert "node removed" in run_script("node_removed.py", corpus, tmp_path, tiny_model)
+    rows, rejects = found_in(str(tmp_path / "out"))
+    assert sorted(rows) == all_ids(corpus)
+    assert not rejects
+    begun = (tmp_path / "log").read_text().split()
+    assert len(begun) > len(set(begun))  # what was at work on the node was begun again
+
+
+def run_script(name: str, corpus: str, folder: Path, model: str) -> str:
+    """What a script beside this file prints, which starts a cluster of its own."""
+    arguments = [sys.executable, str(HERE / name), str(HERE.parents[1]), corpus, str(folder), model]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 DRIVER = """
 import sys
 from pathlib import Path
 import ray
-ray.init(address=sys.argv[1], runtime_env={"env_vars": {"PYTHONPATH": sys.argv[2], "HF_HUB_OFFLINE": "1"}})
-sys.path.insert(0, sys.argv[2])
+address, root, folder, corpus, model = sys.argv[1:]
+ray.init(address=address, runtime_env={"env_vars": {"PYTHONPATH": root, "HF_HUB_OFFLINE": "1"}}, log_to_driver=False)
+sys.path.insert(0, root)
 from raydpp.extract import workers
 from raydpp.extract.stage import extract
 from tests.faults import faulty
-workers.FeatureActor = faulty(Path(sys.argv[3]), seconds=0.7)
-extract(sys.argv[4], sys.argv[5], sys.argv[6], dimension=16, rows_per_file=4)
+workers.FeatureActor = faulty(Path(folder, "log"), gate=Path(folder, "never"), free=3)
+extract(corpus, folder + "/out", model, dimension=16, rows_per_file=4)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
     corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,11 +245,16 @@ def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
 
     log, out = tmp_path / "log", tmp_path / "out"
     address = ray.get_runtime_context().gcs_address
-    arguments = [address, str(HERE.parents[1]), str(log), corpus, str(out), tiny_model]
+    arguments = [address, str(HERE.parents[1]), str(tmp_path), corpus, tiny_model]
     with subprocess.Popen([sys.executable, "-c", DRIVER, *arguments]) as driver:
-        wait_for(lambda: len(list((out / "gradients").glob("*.parquet"))) >= 3, driver)
-        driver.send_signal(signal.SIGKILL)
+        try:
+            while not log.with_suffix(".waiting").exists():  # three units are done, and the fourth is begun
+                assert driver.poll() is None, "the driver ended by itself"
+                time.sleep(0.05)
+        finally:
+            driver.kill()
     first = {path: path.stat().st_mtime_ns for path in (out / "gradients").glob("*.parquet")}
+    assert len(first) == 3
     assert not (out / "_SUCCESS").exists()
     monkeypatch.setattr(workers, "FeatureActor", faulty(log))
     run = extract(corpus, str(out), tiny_model, dimension=16, rows_per_file=4)
@@ -245,27 +263,5 @@ def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
     assert not rejects
     assert run.record["attempt"] == 2
     assert {path: path.stat().st_mtime_ns for path in first} == first
-    worked_on = Counter(log.read_text().split())
-    assert sum(worked_on.values()) - len(worked_on) <= 4  # one unit of the one actor
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_node_that_goes_costs_nothing(corpus: str, tiny_model: str, tmp_path: Path) -> None:
-    arguments = [str(HERE.parents[1]), corpus, str(tmp_path / "out"), tiny_model, str(tmp_path / "log")]
-    done = subprocess.run(
-        [sys.executable, str(HERE / "node_removed.py"), *arguments], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "node removed" in done.stdout
-    rows, rejects = found_in(str(tmp_path / "out"))
-    assert sorted(rows) == all_ids(corpus)
-    assert not rejects
-
-
-def wait_for(condition: Any, process: Any) -> None:
-    until = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    begun = Counter(log.read_text().split())
+    assert begun.total() - len(begun) == 4  # the fourth unit

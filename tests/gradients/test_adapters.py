@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from raydpp.errors import UserError
-from raydpp.gradients.adapters import FULL_WEIGHTS, Adapter, adapt, choose_layers, site_shapes
+from raydpp.gradients.adapters import attach_adapter, choose_layers
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter
 from raydpp.gradients.model import load_model
 
 CPU = torch.device("cpu")
@@ -17,36 +18,34 @@ NAMES = ["model.layers.2.mlp", "model.layers.9.mlp", "model.layers.10.attention"
 Build = Callable[..., Any]
 
 
-def adapted(folder: str, adapter: Adapter) -> Any:
-    return adapt(load_model(folder, CPU), adapter)
+def attached(folder: str, adapter: Adapter) -> Any:
+    return attach_adapter(load_model(folder, CPU), adapter)
 
 
 def test_every_linear_layer_but_the_head_gets_the_same_fresh_adapter_every_time(tiny_model: str) -> None:
-    sites = [adapted(tiny_model, Adapter(rank=4, seed=seed))[1] for seed in (0, 0, 1)]
-    shapes = site_shapes(sites[0])
+    several = [attached(tiny_model, Adapter(rank=4, seed=seed))[1] for seed in (0, 0, 1)]
+    shapes = {layer.name: layer.shape for layer in several[0]}
     assert len(shapes) == 2 * 7
     assert shapes["model.layers.0.self_attn.q_proj.lora_B"] == (32, 4)
     assert shapes["model.layers.1.mlp.up_proj.lora_B"] == (48, 4)
-    for first, again, other in zip(*sites, strict=True):
-        assert torch.equal(first.input_map, again.input_map)
-        assert not torch.equal(first.input_map, other.input_map)
-    q, k = (next(s.input_map for s in sites[0] if f"0.self_attn.{part}_proj" in s.name) for part in "qk")
+    for first, again, other in zip(*several, strict=True):
+        assert torch.equal(first.lora_a, again.lora_a)
+        assert not torch.equal(first.lora_a, other.lora_a)
+    q, k = (next(layer.lora_a for layer in several[0] if f"0.self_attn.{part}_proj" in layer.name) for part in "qk")
     assert not torch.equal(q, k)
     assert 0.9 * 32**-0.5 < q.abs().max() <= 32**-0.5
 
 
 def test_a_fresh_adapters_numbers_are_those_of_every_machine(tiny_model: str) -> None:
-    site = adapted(tiny_model, Adapter(rank=2, targets=("q_proj",), layers=r"\.0\."))[1][0]
-    assert site.input_map[0, :4].tolist() == pytest.approx(
-        [0.04127472, -0.15553717, -0.01971298, -0.07342664], rel=1e-6
-    )
+    layer = attached(tiny_model, Adapter(rank=2, targets=("q_proj",), layers=r"\.0\."))[1][0]
+    assert layer.lora_a[0, :4].tolist() == pytest.approx([0.04127472, -0.15553717, -0.01971298, -0.07342664], rel=1e-6)
 
 
 def test_named_targets_alone_are_adapted(tiny_model: str) -> None:
-    _, sites = adapted(tiny_model, Adapter(targets=("q_proj", "up_proj")))
-    assert {site.name.split(".")[-2] for site in sites} == {"q_proj", "up_proj"}
-    _, sites = adapted(tiny_model, Adapter(targets=("q_proj",), layers="last:1"))
-    assert [site.name for site in sites] == ["model.layers.1.self_attn.q_proj.lora_B"]
+    _, layers = attached(tiny_model, Adapter(targets=("q_proj", "up_proj")))
+    assert {layer.name.split(".")[-2] for layer in layers} == {"q_proj", "up_proj"}
+    _, layers = attached(tiny_model, Adapter(targets=("q_proj",), layers="last:1"))
+    assert [layer.name for layer in layers] == ["model.layers.1.self_attn.q_proj.lora_B"]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -55,7 +54,7 @@ def test_a_fresh_adapter_leaves_the_model_as_it_was(
 ) -> None:
     folder = model_folder(architecture)
     untouched = load(folder, torch.float32)
-    model, _ = adapted(folder, Adapter())
+    model, _ = attached(folder, Adapter())
     ids = torch.from_numpy(examples(12)[0].ids.astype("int64"))[None]
     assert torch.equal(model(input_ids=ids).logits, untouched(input_ids=ids).logits)
     assert {name: type(module) for name, module in model.named_modules()} == {
@@ -67,11 +66,11 @@ def test_a_fresh_adapter_leaves_the_model_as_it_was(
 @pytest.mark.parametrize("kind", ["fresh", "trained", FULL_WEIGHTS])
 def test_the_model_is_frozen_and_in_evaluation_mode(kind: str, model_folder: Build, saved_adapter: Build) -> None:
     folder = model_folder("gpt2")
-    model, sites = adapted(folder, Adapter(saved_adapter(folder) if kind == "trained" else kind))
+    model, layers = attached(folder, Adapter(saved_adapter(folder) if kind == "trained" else kind))
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module.training for module in model.modules())
-    assert len(sites) == {"fresh": 8, "trained": 16, FULL_WEIGHTS: 8}[kind]
-    assert all((site.input_map is not None) == (kind == "fresh") for site in sites)
+    assert len(layers) == {"fresh": 8, "trained": 16, FULL_WEIGHTS: 8}[kind]
+    assert all((layer.lora_a is not None) == (kind == "fresh") for layer in layers)
 
 
 def test_a_trained_adapter_changes_what_the_model_computes(
@@ -79,7 +78,7 @@ def test_a_trained_adapter_changes_what_the_model_computes(
 ) -> None:
     folder = model_folder("llama")
     ids = torch.from_numpy(examples(12)[0].ids.astype("int64"))[None]
-    model, _ = adapted(folder, Adapter(saved_adapter(folder)))
+    model, _ = attached(folder, Adapter(saved_adapter(folder)))
     plain = load(folder, torch.float32)(input_ids=ids).logits
     assert (model(input_ids=ids).logits - plain).norm() > 1e-2 * plain.norm()
 
@@ -108,18 +107,18 @@ def test_layers_are_all_the_last_blocks_or_what_an_expression_finds(layers: str,
         ("(", "is not a regular expression"),
     ],
 )
-def test_layers_that_mean_nothing_are_refused_in_words(
+def test_layers_that_mean_nothing_are_refused(
     kind: str, layers: str, words: str, model_folder: Build, saved_adapter: Build
 ) -> None:
     folder = model_folder("llama")
     with pytest.raises(UserError, match=words):
-        adapted(folder, Adapter(saved_adapter(folder) if kind == "trained" else kind, layers=layers))
+        attached(folder, Adapter(saved_adapter(folder) if kind == "trained" else kind, layers=layers))
 
 
 @pytest.mark.parametrize("adapter", [Adapter(targets=("nowhere",)), Adapter(targets="nowhere"), Adapter(rank=0)])
-def test_a_fresh_adapter_that_cannot_be_put_on_the_model_is_refused_in_words(tiny_model: str, adapter: Adapter) -> None:
+def test_a_fresh_adapter_that_cannot_be_put_on_the_model_is_refused(tiny_model: str, adapter: Adapter) -> None:
     with pytest.raises(UserError, match="LoRA cannot be put on"):
-        adapted(tiny_model, adapter)
+        attached(tiny_model, adapter)
 
 
 @pytest.mark.parametrize(
@@ -134,24 +133,24 @@ def test_a_fresh_adapter_that_cannot_be_put_on_the_model_is_refused_in_words(tin
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_trained_adapter_with_more_than_plain_lora_is_refused_in_words(
+def test_a_trained_adapter_with_more_than_plain_lora_is_refused(
     options: dict[str, Any], trained: str, model_folder: Build, saved_adapter: Build
 ) -> None:
     folder = model_folder("qwen2")
     with pytest.raises(UserError, match=rf"trains \S*{trained}\S*: only plain LoRA"):
-        adapted(folder, Adapter(saved_adapter(folder, **options)))
+        attached(folder, Adapter(saved_adapter(folder, **options)))
 
 
-def test_what_is_no_adapter_of_this_model_is_refused_in_words(
+def test_what_is_no_adapter_of_this_model_is_refused(
     tiny_model: str, model_folder: Build, saved_adapter: Build, tmp_path: Path
 ) -> None:
     of_gpt2 = saved_adapter(model_folder("gpt2"), target_modules=["c_attn"])
     for kind in (str(tmp_path), str(tmp_path / "nowhere"), "no/such-adapter", tiny_model, of_gpt2):
         with pytest.raises(UserError, match=r"could not be loaded: .*Give fresh, full-weights, or a folder"):
-            adapted(tiny_model, Adapter(kind))
+            attached(tiny_model, Adapter(kind))
     of_another_width = saved_adapter(model_folder("llama"))
     with pytest.raises(UserError, match="could not be loaded"):
-        adapted(tiny_model, Adapter(of_another_width))
+        attached(tiny_model, Adapter(of_another_width))
 
 
 def test_an_adapter_that_lacks_some_of_the_models_layers_is_refused(
@@ -163,27 +162,27 @@ def test_an_adapter_that_lacks_some_of_the_models_layers_is_refused(
     deeper = LlamaConfig(**sizes, num_hidden_layers=4, num_key_value_heads=1)
     LlamaForCausalLM(deeper).save_pretrained(tmp_path / "deeper")
     with pytest.raises(UserError, match="missing adapter keys"):
-        adapted(str(tmp_path / "deeper"), Adapter(saved_adapter(model_folder("llama"), target_modules=["q_proj"])))
+        attached(str(tmp_path / "deeper"), Adapter(saved_adapter(model_folder("llama"), target_modules=["q_proj"])))
 
 
 @pytest.mark.parametrize("targets", [("embed_tokens",), ("q_proj", "embed_tokens")])
 def test_a_fresh_adapter_goes_on_linear_layers_only(model_folder: Build, targets: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="only be on linear layers"):
-        adapted(model_folder("llama"), Adapter(targets=targets))
+        attached(model_folder("llama"), Adapter(targets=targets))
 
 
-def test_a_fresh_adapter_on_fused_experts_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_fresh_adapter_on_fused_experts_is_refused(tmp_path: Path) -> None:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     config = MixtralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2)
     MixtralForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="only be on linear layers"):
-        adapted(str(tmp_path), Adapter())
+        attached(str(tmp_path), Adapter())
 
 
 def test_a_pattern_means_the_same_modules_for_every_kind_of_adapter(model_folder: Build, saved_adapter: Build) -> None:
     folder = model_folder("llama")
     for kind in ("fresh", "full-weights", saved_adapter(folder)):
-        _, sites = adapted(folder, Adapter(kind, layers=r"q_proj$"))
-        assert {re.sub(r"\.lora_[AB]$", "", site.name).rsplit(".", 1)[-1] for site in sites} == {"q_proj"}
+        _, layers = attached(folder, Adapter(kind, layers=r"q_proj$"))
+        assert {re.sub(r"\.lora_[AB]$", "", layer.name).rsplit(".", 1)[-1] for layer in layers} == {"q_proj"}

@@ -9,21 +9,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from raydpp.gradients.adapters import FULL_WEIGHTS, Adapter, Site
+from raydpp.gradients.adapters import TargetLayer
 from raydpp.gradients.capture import GradientCapture
-from raydpp.gradients.projection import Projection, ProjectionKind, make_projection
-from raydpp.gradients.representations import ExtractorConfig, load_extractor
+from raydpp.gradients.config import FULL_WEIGHTS, Adapter, ExtractorConfig
+from raydpp.gradients.projection import KroneckerProjection
+from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
+from tests.gradients.dense_reference import RademacherProjection
 
 ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2"]
 DIMENSION, SEED = 48, 3
 Build = Callable[..., Any]
 
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
-projections = pytest.mark.parametrize("projection", ["kronecker", "rademacher"])
+Projection = type[KroneckerProjection] | type[RademacherProjection]
 
 
-def project(projection: Projection, gradients: Mapping[str, Tensor]) -> Tensor:
+@pytest.fixture(params=[KroneckerProjection, RademacherProjection])
+def projection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Projection:
+    """What the extractor projects with: the product's projection, then the dense reference in its place."""
+    monkeypatch.setattr("raydpp.gradients.representations.KroneckerProjection", request.param)
+    kind: Projection = request.param
+    return kind
+
+
+def project(projection: KroneckerProjection | RademacherProjection, gradients: Mapping[str, Tensor]) -> Tensor:
     """The (D,) projection of gradients that are there in full."""
     total = torch.zeros(1, projection.dimension, dtype=torch.float64)
     for name, gradient in gradients.items():
@@ -35,12 +45,12 @@ def project(projection: Projection, gradients: Mapping[str, Tensor]) -> Tensor:
 def assert_captured(
     folder: str,
     adapter: Adapter,
-    projection: ProjectionKind,
+    projection: Projection,
     given: list[TokenizedExample],
     gradients_alone: Callable[[TokenizedExample], Mapping[str, Tensor]],
 ) -> None:
     """Every feature is the projection of the gradients that autograd gives for its example alone."""
-    config = ExtractorConfig(folder, "gradient", adapter, projection, DIMENSION, SEED, dtype="float64", batch_tokens=40)
+    config = ExtractorConfig(folder, "gradient", adapter, DIMENSION, SEED, dtype="float64", batch_tokens=40)
     extractor: Any = load_extractor(config)
     found = extractor(given)
     # transformers computes norms and rotations in float32, whatever the model's type; GPT-2 has neither.
@@ -48,16 +58,15 @@ def assert_captured(
     for row, example in enumerate(given):
         gradients = gradients_alone(example)
         shapes = {name: (gradient.shape[0], gradient.shape[1]) for name, gradient in gradients.items()}
-        expected = project(make_projection(projection, shapes, DIMENSION, SEED), gradients).numpy()
+        expected = project(projection(shapes, DIMENSION, SEED), gradients).numpy()
         error = np.linalg.norm(found.features[row] * found.norms[row] - expected)
         assert error <= tolerance * np.linalg.norm(expected)
 
 
-@projections
 @architectures
 def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
     architecture: str,
-    projection: ProjectionKind,
+    projection: Projection,
     model_folder: Build,
     load: Build,
     examples: Build,
@@ -67,8 +76,8 @@ def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
 
     adapter = Adapter(rank=4, seed=1)
     folder = model_folder(architecture)
-    sites = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64")).sites  # type: ignore[attr-defined]
-    maps = {site.name.removesuffix(".lora_B"): site.input_map for site in sites}
+    extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64"))
+    maps = {layer.name.removesuffix(".lora_B"): layer.lora_a for layer in extractor.target_layers}
     reference = get_peft_model(load(folder), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
     a, b = {}, {}
     for name, module in reference.named_modules():
@@ -86,11 +95,10 @@ def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
     assert_captured(folder, adapter, projection, examples(5, 13, 7, 20), gradients_alone)
 
 
-@projections
 @architectures
 def test_a_trained_adapters_gradient_is_that_of_both_a_and_b(
     architecture: str,
-    projection: ProjectionKind,
+    projection: Projection,
     model_folder: Build,
     load: Build,
     saved_adapter: Build,
@@ -117,14 +125,13 @@ def test_a_trained_adapters_gradient_is_that_of_both_a_and_b(
     assert_captured(folder, Adapter(adapter), projection, examples(5, 13, 7, 20), gradients_alone)
 
 
-@projections
 @pytest.mark.parametrize(("layers", "part"), [("all", ""), ("last:1", ".1."), (r"\.0\.mlp", ".0.mlp.")])
 @architectures
 def test_the_full_weights_gradient_is_that_of_every_linear_layer_but_the_head(
     architecture: str,
     layers: str,
     part: str,
-    projection: ProjectionKind,
+    projection: Projection,
     model_folder: Build,
     load: Build,
     examples: Build,
@@ -160,7 +167,7 @@ def test_the_backward_pass_ends_at_the_first_captured_block(
     folder = model_folder("llama")
     adapter = Adapter(saved_adapter(folder) if kind == "trained" else kind, layers="last:1")
     extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dimension=8))
-    assert {site.name.split(".")[2] for site in extractor.sites} == {"1"}
+    assert {layer.name.split(".")[2] for layer in extractor.target_layers} == {"1"}
     differentiated: dict[str, bool] = {}
     for name, module in extractor.model.named_modules():
         if name.endswith(("layers.0", "layers.1")):
@@ -179,9 +186,9 @@ def layers() -> dict[str, nn.Linear]:
 
 @pytest.fixture
 def capture(layers: dict[str, nn.Linear]) -> GradientCapture:
-    sites = [Site(name, layer, layer.out_features, layer.in_features) for name, layer in layers.items()]
-    projection = make_projection("kronecker", {"first": (6, 5), "second": (4, 6)}, 50)
-    return GradientCapture(sites, projection, torch.float64)
+    targets = [TargetLayer(name, layer, (layer.out_features, layer.in_features)) for name, layer in layers.items()]
+    projection = KroneckerProjection({"first": (6, 5), "second": (4, 6)}, 50)
+    return GradientCapture(targets, projection, torch.float64)
 
 
 def test_hooks_and_gradients_are_gone_with_the_context(layers: dict[str, nn.Linear], capture: GradientCapture) -> None:

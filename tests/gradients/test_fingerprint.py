@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from raydpp.gradients.adapters import Adapter
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking
 from raydpp.gradients.fingerprint import fingerprint
 from raydpp.gradients.model import load_tokenizer
-from raydpp.gradients.representations import ExtractorConfig
-from raydpp.gradients.tokenization import Masking
 from raydpp.runs import first_difference
 
 
@@ -19,33 +17,29 @@ def test_the_field_that_differs_is_named_with_its_values() -> None:
     assert first_difference(before, {"model": "m"}) == ("projection", before["projection"], None)
 
 
-def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str, tmp_path: Path) -> None:
+def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> None:
     tokenizer = load_tokenizer(tiny_model)
+
+    def made(masking: Masking | None = None, store_as: str = "float16", **options: Any) -> dict[str, Any]:
+        config = ExtractorConfig(tiny_model, dtype="float32", **options)
+        return fingerprint(config, masking or Masking(), tokenizer, store_as)
+
+    first = made()
+    assert first["projection"] == {"kind": "kronecker", "dimension": 1024, "seed": 0}
     plain = ExtractorConfig(tiny_model, dtype="float32")
-    first = fingerprint(plain, Masking(), tokenizer, "float16")
     assert first == fingerprint(plain, Masking(), load_tokenizer(tiny_model), "float16")
     changed = {
-        "masking end_of_turn": fingerprint(plain, Masking(end_of_turn=False), tokenizer, "float16"),
-        "stored_as": fingerprint(plain, Masking(), tokenizer, "float32"),
-        "adapter layers": fingerprint(
-            ExtractorConfig(tiny_model, dtype="float32", adapter=Adapter(layers="last:1")),
-            Masking(),
-            tokenizer,
-            "float16",
-        ),
-        "projection kind": fingerprint(
-            ExtractorConfig(tiny_model, dtype="float32", projection="rademacher"), Masking(), tokenizer, "float16"
-        ),
+        "masking end_of_turn": made(Masking(end_of_turn=False)),
+        "stored_as": made(store_as="float32"),
+        "adapter layers": made(adapter=Adapter(layers="last:1")),
+        "projection seed": made(projection_seed=1),
     }
     for name, other in changed.items():
         difference = first_difference(first, other)
         assert difference is not None
         assert difference[0] == name
     tokenizer.chat_template = "{{ messages }}"
-    template = first_difference(first, fingerprint(plain, Masking(), tokenizer, "float16"))
+    template = first_difference(first, made())
     assert template is not None
     assert template[0] == "template"
-    hidden = fingerprint(
-        ExtractorConfig(tiny_model, representation="hidden", dtype="float32"), Masking(), tokenizer, "float16"
-    )
-    assert "adapter" not in hidden
+    assert "adapter" not in made(representation="hidden")

@@ -75,7 +75,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_models_own_logits(
 def test_a_model_that_does_more_to_its_logits_than_its_head_is_called_as_it_is(
     architecture: str, model_folder: Build, load: Build
 ) -> None:
-    assert ResponseLoss(load(model_folder(architecture))).chunked == (architecture in CHUNKED)
+    assert (ResponseLoss(load(model_folder(architecture))).parts is not None) == (architecture in CHUNKED)
 
 
 @every_architecture
@@ -107,7 +107,7 @@ def test_an_adapter_counts_on_the_head_too(
     without = plain(base, ids, response)
     model = PeftModel.from_pretrained(base, saved_adapter(folder, target_modules=targets)).eval()
     loss = ResponseLoss(model)
-    assert loss.chunked == ("lm_head" not in targets)
+    assert (loss.parts is not None) == ("lm_head" not in targets)
     found, _ = loss(ids, response)
     torch.testing.assert_close(found, plain(model, ids, response), rtol=1e-9, atol=0)
     assert (found - without).abs().min() > 1e-6

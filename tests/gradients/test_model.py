@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from raydpp.errors import UserError
+from raydpp.gradients.config import Dtype, resolve_dtype
 from raydpp.gradients.model import (
-    Dtype,
     load_config,
     load_encoder,
     load_model,
     load_tokenizer,
     local_model,
-    resolve_dtype,
     revision,
     weights_digest,
 )
@@ -30,7 +29,7 @@ def test_a_model_is_frozen_in_evaluation_mode_and_of_the_type_asked_for(
     for model in (load_model(model_folder("gpt2"), CPU, dtype), load_encoder(model_folder("bert"), CPU, dtype)):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not any(module.training for module in model.modules())
-        assert {parameter.dtype for parameter in model.parameters()} == {resolve_dtype(dtype, CPU)}
+        assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, resolve_dtype(dtype, "cpu"))}
 
 
 def test_an_encoder_has_no_head(model_folder: Callable[[str], str]) -> None:
@@ -42,13 +41,13 @@ def test_an_encoder_has_no_head(model_folder: Callable[[str], str]) -> None:
     "load", [load_config, load_tokenizer, lambda name: load_model(name, CPU), lambda name: load_encoder(name, CPU)]
 )
 @pytest.mark.parametrize("name", ["no/such-model", "/no/such/folder"])
-def test_a_model_that_does_not_load_is_said_in_words(load: Callable[[str], Any], name: str) -> None:
+def test_a_model_that_does_not_load_is_a_users_mistake(load: Callable[[str], Any], name: str) -> None:
     with pytest.raises(UserError, match="could not be loaded"):
         load(name)
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer, lambda name: load_model(name, CPU), local_model])
-def test_a_missing_gguf_file_is_said_in_words(load: Callable[[str], Any]) -> None:
+def test_a_missing_gguf_file_is_a_users_mistake(load: Callable[[str], Any]) -> None:
     with pytest.raises(UserError, match="there is no GGUF file"):
         load("/no/such/file.gguf")
 
@@ -59,12 +58,6 @@ def test_the_revision_changes_with_the_weights(tmp_path: Path) -> None:
     assert before == weights_digest(str(tmp_path))
     (tmp_path / "model.bin").write_bytes(b"a" * 99 + b"b")
     assert revision(str(tmp_path)) != before
-
-
-def test_the_type_follows_the_device() -> None:
-    assert resolve_dtype("auto", CPU) == torch.float32
-    assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
-    assert resolve_dtype("float16", CPU) == torch.float16
 
 
 def test_the_real_gguf_file_becomes_a_folder_that_transformers_loads(smollm2: str) -> None:

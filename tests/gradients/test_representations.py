@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
+from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Representation
 from raydpp.gradients.model import load_encoder, load_tokenizer
-from raydpp.gradients.representations import (
-    ExampleFeatures,
-    Extractor,
-    ExtractorConfig,
-    Representation,
-    load_extractor,
-    without_prompt,
-)
-from raydpp.gradients.tokenization import TokenizedExample, tokenize_text
+from raydpp.gradients.representations import Extractor, load_extractor, without_prompt
+from raydpp.gradients.tokenization import TokenizedExample, tokenize_for_encoder
+
+ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2", "granite"]
+REPRESENTATIONS: list[tuple[Representation, str]] = [
+    *(("gradient", architecture) for architecture in ARCHITECTURES),
+    *(("hidden", architecture) for architecture in ARCHITECTURES),
+    ("embedding", "bert"),
+    ("embedding", "llama"),
+]
+LANGUAGE_MODELS: list[tuple[Representation, str]] = [pair for pair in REPRESENTATIONS if pair[0] != "embedding"]
+Build = Callable[..., Any]
 
 NAN, INF = float("nan"), float("inf")
 FEATURES = [[3.0, 4.0], [0.0, -0.5], [NAN, 1.0], [INF, 1.0], [0.0, 0.0], [1.0, 1.0], [1.0, 1.0], [1e-3, 0.0]]
@@ -47,6 +51,17 @@ def numbered(*places: int) -> list[TokenizedExample]:
     return [TokenizedExample(np.array([n, 1, 1], np.int32), np.array([False, True, True]), False) for n in places]
 
 
+def whole(found: ExampleFeatures) -> np.ndarray:
+    """The (n, D) features before they were divided by their lengths."""
+    assert found.reasons == [None] * len(found.features)
+    return found.features * found.norms[:, None]
+
+
+def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(n,) relative ones."""
+    return np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+
+
 def test_features_have_unit_norm_and_come_with_their_lengths() -> None:
     found = Given({"feature": FEATURES, "loss": LOSSES})(numbered(0, 1, 7))
     np.testing.assert_allclose(found.features, [[0.6, 0.8], [0.0, -1.0], [1.0, 0.0]], rtol=1e-6)
@@ -68,7 +83,7 @@ def test_what_is_not_finite_or_zero_becomes_a_reason_and_a_row_of_zeros() -> Non
 
 
 @pytest.mark.parametrize("representation", ["gradient", "hidden", "embedding"])
-def test_a_reason_names_what_is_wrong_with_which_view(representation: Representation) -> None:
+def test_a_reason_names_what_is_wrong_with_which_representation(representation: Representation) -> None:
     found = Given({"feature": FEATURES}, representation)(numbered(2, 4))
     assert found.losses is None
     assert str(found.reasons[0]).startswith(f"the {representation} is not finite")
@@ -114,34 +129,14 @@ def test_the_budget_learned_is_kept(examples: Callable[..., list[TokenizedExampl
     assert extractor(examples(2, 2, 2, 2)).padded_tokens == 8
 
 
-ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2", "granite"]
-VIEWS: list[tuple[Representation, str]] = [
-    *(("gradient", architecture) for architecture in ARCHITECTURES),
-    *(("hidden", architecture) for architecture in ARCHITECTURES),
-    ("embedding", "bert"),
-    ("embedding", "llama"),
-]
-LANGUAGE_MODELS: list[tuple[Representation, str]] = [pair for pair in VIEWS if pair[0] != "embedding"]
-Build = Callable[..., Any]
-
-
-def whole(found: ExampleFeatures) -> np.ndarray:
-    """The (n, D) features before they were divided by their lengths."""
-    assert found.reasons == [None] * len(found.features)
-    return found.features * found.norms[:, None]
-
-
-def errors(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(n,) relative ones."""
-    return np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-
-
-@pytest.mark.parametrize(("view", "architecture"), VIEWS)
+@pytest.mark.parametrize(("representation", "architecture"), REPRESENTATIONS)
 def test_neighbours_padding_and_order_change_no_feature(
-    view: Representation, architecture: str, model_folder: Build, examples: Build
+    representation: Representation, architecture: str, model_folder: Build, examples: Build
 ) -> None:
     given = examples(4, 30, 9, 17, 60, 5)
-    extractor = load_extractor(ExtractorConfig(model_folder(architecture), view, dimension=64, batch_tokens=400))
+    extractor = load_extractor(
+        ExtractorConfig(model_folder(architecture), representation, dimension=64, batch_tokens=400)
+    )
     together = extractor(given)
     assert together.padded_tokens == 6 * 60
     alone = [extractor([one]) for one in given]
@@ -155,14 +150,19 @@ def test_neighbours_padding_and_order_change_no_feature(
     assert np.linalg.norm(together.features @ together.features.T - 1) > 0.1
 
 
-@pytest.mark.parametrize(("view", "architecture"), LANGUAGE_MODELS)
+@pytest.mark.parametrize(("representation", "architecture"), LANGUAGE_MODELS)
 def test_difficulty_is_the_loss_over_that_of_the_response_alone(
-    view: Representation, architecture: str, model_folder: Build, load: Build, examples: Build, loss_alone: Build
+    representation: Representation,
+    architecture: str,
+    model_folder: Build,
+    load: Build,
+    examples: Build,
+    loss_alone: Build,
 ) -> None:
     folder = model_folder(architecture)
     model = load(folder)
     given = examples(8, 20, 13)
-    config = ExtractorConfig(folder, view, dimension=16, dtype="float64", difficulty=True)
+    config = ExtractorConfig(folder, representation, dimension=16, dtype="float64", difficulty=True)
     found = load_extractor(config)(given)
     with torch.no_grad():
         for row, one in enumerate(given):
@@ -173,7 +173,7 @@ def test_difficulty_is_the_loss_over_that_of_the_response_alone(
             assert found.losses[row] == pytest.approx(loss, rel=1e-6)
             assert found.difficulties is not None
             assert found.difficulties[row] == pytest.approx(loss / promptless, rel=1e-6)
-    assert load_extractor(ExtractorConfig(folder, view, dimension=16))(given).difficulties is None
+    assert load_extractor(ExtractorConfig(folder, representation, dimension=16))(given).difficulties is None
 
 
 def test_a_response_known_by_heart_has_a_finite_difficulty(
@@ -279,8 +279,8 @@ def test_a_real_encoder_finds_similar_sentences_closer() -> None:
         ("What colours the sky?", "Blue light is scattered by the atmosphere more than red light."),
     ]
     given = [
-        tokenize_text([{"role": "user", "content": ask}, {"role": "assistant", "content": answer}], tokenizer, 256)
-        for ask, answer in pairs
+        tokenize_for_encoder([{"role": "user", "content": a}, {"role": "assistant", "content": b}], tokenizer, 256)
+        for a, b in pairs
     ]
     found = load_extractor(ExtractorConfig(folder, "embedding"))(given)
     assert found.features.shape == (4, 384)

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from raydpp.errors import RowError
+from raydpp.gradients.config import Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import (
     DEFAULT_TEMPLATE,
-    Masking,
     TokenizedExample,
     template_of,
     tokenize,
-    tokenize_text,
+    tokenize_for_encoder,
 )
 
 SYSTEM = {"role": "system", "content": "the sky"}
@@ -20,6 +20,10 @@ ASK = {"role": "user", "content": "what is a"}
 ANSWER = {"role": "assistant", "content": "a b"}
 CALL = {"role": "assistant", "content": "one"}
 TOOL = {"role": "tool", "content": "two three"}
+REPLY = {"role": "assistant", "content": "a bluebell"}
+AGAIN = {"role": "user", "content": "and b"}
+MORE = {"role": "assistant", "content": "one two"}
+WORDS = "what is the of a b blue ##bell and one two three sky"
 
 
 @pytest.fixture
@@ -27,10 +31,34 @@ def tokenizer(tiny_model: str) -> Any:
     return load_tokenizer(tiny_model)
 
 
+@pytest.fixture(scope="module")
+def encoder() -> Any:
+    """Word pieces between [CLS] and [SEP], as BERT's tokenizer makes them."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()])}
+    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+
+
 def shown(example: TokenizedExample, tokenizer: Any) -> str:
     """The tokens, those of a response in brackets."""
     tokens = tokenizer.convert_ids_to_tokens(example.ids.tolist())
     return " ".join(f"[{t}]" if r else t for t, r in zip(tokens, example.response, strict=True)).replace("\n", "|")
+
+
+def framed(example: TokenizedExample, encoder: Any) -> str:
+    """The tokens, those of a response in parentheses."""
+    tokens = encoder.convert_ids_to_tokens(example.ids.tolist())
+    return " ".join(f"({t})" if r else t for t, r in zip(tokens, example.response, strict=True))
 
 
 @pytest.mark.parametrize("end_of_turn", [True, False])
@@ -98,38 +126,8 @@ def test_what_the_template_refuses_is_refused_with_its_words(tokenizer: Any) -> 
         tokenize([ASK, ANSWER], tokenizer, Masking())
 
 
-REPLY = {"role": "assistant", "content": "a bluebell"}
-AGAIN = {"role": "user", "content": "and b"}
-MORE = {"role": "assistant", "content": "one two"}
-WORDS = "what is the of a b blue ##bell and one two three sky"
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Any:
-    """Word pieces between [CLS] and [SEP], as BERT's tokenizer makes them."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()])}
-    pieces = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-    )
-
-
-def framed(example: TokenizedExample, encoder: Any) -> str:
-    """The tokens, those of a response in parentheses."""
-    tokens = encoder.convert_ids_to_tokens(example.ids.tolist())
-    return " ".join(f"({t})" if r else t for t, r in zip(tokens, example.response, strict=True))
-
-
 def test_an_encoder_sees_every_turn_and_responses_are_marked(encoder: Any) -> None:
-    found = tokenize_text([SYSTEM, ASK, REPLY, AGAIN, MORE], encoder, 64)
+    found = tokenize_for_encoder([SYSTEM, ASK, REPLY, AGAIN, MORE], encoder, 64)
     assert framed(found, encoder) == "[CLS] the sky what is a (a) (blue) (##bell) and b (one) (two) [SEP]"
     assert not found.truncated
     assert found.ids.dtype == "int32"
@@ -137,14 +135,14 @@ def test_an_encoder_sees_every_turn_and_responses_are_marked(encoder: Any) -> No
 
 def test_marks_of_the_encoder_within_a_text_are_text(encoder: Any) -> None:
     says = {"role": "assistant", "content": "one [SEP] two"}
-    assert framed(tokenize_text([ASK, says], encoder, 64), encoder) == ("[CLS] what is a (one) ([SEP]) (two) [SEP]")
+    found = tokenize_for_encoder([ASK, says], encoder, 64)
+    assert framed(found, encoder) == "[CLS] what is a (one) ([SEP]) (two) [SEP]"
 
 
 def test_characters_that_the_tokenizer_drops_or_changes_move_nothing(encoder: Any) -> None:
     asks = {"role": "user", "content": "  WHAT\u200b \u00e1\t\n"}
-    assert framed(tokenize_text([asks, {"role": "assistant", "content": " \u00c1 B "}], encoder, 64), encoder) == (
-        "[CLS] what a (a) (b) [SEP]"
-    )
+    found = tokenize_for_encoder([asks, {"role": "assistant", "content": " \u00c1 B "}], encoder, 64)
+    assert framed(found, encoder) == "[CLS] what a (a) (b) [SEP]"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +158,7 @@ def test_characters_that_the_tokenizer_drops_or_changes_move_nothing(encoder: An
 def test_what_is_too_long_loses_its_start_then_the_end_of_the_response(
     encoder: Any, max_length: int, expected: str
 ) -> None:
-    found = tokenize_text([ASK, REPLY], encoder, max_length)
+    found = tokenize_for_encoder([ASK, REPLY], encoder, max_length)
     assert framed(found, encoder) == expected
     assert len(found.ids) == max_length
     assert found.truncated == (max_length < 8)
@@ -176,11 +174,11 @@ def test_what_is_too_long_loses_its_start_then_the_end_of_the_response(
     ],
 )
 def test_the_first_response_is_kept_before_the_last(encoder: Any, max_length: int, expected: str) -> None:
-    assert framed(tokenize_text([ASK, REPLY, AGAIN, MORE], encoder, max_length), encoder) == expected
+    assert framed(tokenize_for_encoder([ASK, REPLY, AGAIN, MORE], encoder, max_length), encoder) == expected
 
 
 def test_what_follows_the_last_response_goes_before_the_response(encoder: Any) -> None:
-    found = tokenize_text([ASK, REPLY, AGAIN], encoder, 6)
+    found = tokenize_for_encoder([ASK, REPLY, AGAIN], encoder, 6)
     assert framed(found, encoder) == "[CLS] a (a) (blue) (##bell) [SEP]"
 
 
@@ -191,7 +189,8 @@ def test_a_tokenizer_without_special_tokens_loses_none() -> None:
     words = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     plain = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]")
-    found = tokenize_text([{"role": "user", "content": "a a a"}, {"role": "assistant", "content": "b"}], plain, 2)
+    turns = [{"role": "user", "content": "a a a"}, {"role": "assistant", "content": "b"}]
+    found = tokenize_for_encoder(turns, plain, 2)
     assert framed(found, plain) == "a (b)"
     assert found.truncated
 
@@ -204,16 +203,17 @@ def test_the_line_ends_around_a_response_are_no_part_of_it() -> None:
     letters.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     plain = PreTrainedTokenizerFast(tokenizer_object=letters, unk_token="[UNK]")
     turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "ba"), ("user", "b"))]
-    assert framed(tokenize_text(turns, plain, 64), plain) == "a \n (b) (a) \n b"
+    assert framed(tokenize_for_encoder(turns, plain, 64), plain) == "a \n (b) (a) \n b"
 
 
 def test_truncation_saved_with_the_tokenizer_does_not_cut_the_response(encoder: Any) -> None:
     encoder.backend_tokenizer.enable_truncation(4)
     encoder.backend_tokenizer.enable_padding(length=32)
-    assert framed(tokenize_text([ASK, REPLY], encoder, 64), encoder) == ("[CLS] what is a (a) (blue) (##bell) [SEP]")
+    found = tokenize_for_encoder([ASK, REPLY], encoder, 64)
+    assert framed(found, encoder) == "[CLS] what is a (a) (blue) (##bell) [SEP]"
 
 
 @pytest.mark.parametrize("messages", [[ASK], [ASK, {"role": "assistant", "content": " \n\u200b"}], []])
 def test_a_text_without_a_response_token_is_refused_with_a_reason(messages: list[Any], encoder: Any) -> None:
     with pytest.raises(RowError, match="no response token"):
-        tokenize_text(messages, encoder, 64)
+        tokenize_for_encoder(messages, encoder, 64)

@@ -51,6 +51,9 @@ def test_a_trailing_end_of_text_marker_goes(marker: str) -> None:
     with pytest.raises(RowError, match="the response is empty but for an end-of-text marker"):
         validated(turns(("user", "Q"), ("assistant", marker)))
     assert validated(given, strip_markers=False) == given
+    assert validated(turns(("user", "Q"), ("assistant", "A" + f"{marker} " * 2000))) == turns(
+        ("user", "Q"), ("assistant", "A")
+    )
 
 
 def test_a_closing_html_tag_stays() -> None:
@@ -77,6 +80,6 @@ def test_a_closing_html_tag_stays() -> None:
         (turns(("user", "Q"), ("assistant", "A\ud83d")), "turn 2 .*lone surrogate"),
     ],
 )
-def test_what_cannot_be_trained_on_is_said_in_words(messages: Sequence[Any], reason: str) -> None:
+def test_what_cannot_be_trained_on_is_refused_with_a_reason(messages: Sequence[Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         validated(messages)

@@ -3,71 +3,114 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from raydpp.errors import RowError
+from raydpp.errors import RowError, UserError
+from raydpp.ingest import convert
 from raydpp.ingest.conversation import conversation_id, validated
-from raydpp.ingest.convert import FilePlan, ReadPlan, look, read_row
+from raydpp.ingest.convert import IngestJob, SniffedFile, bucket_of, carried_types, sniff
 from raydpp.ingest.files import RawFile, list_files, read_rows
 from raydpp.ingest.rows import RawRow
-from raydpp.ingest.schemas import ColumnNames, recognise
+from raydpp.ingest.schemas import ColumnNames, detect_schema
 from raydpp.storage import Folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
-def seen(path: Path, *carry: str) -> FilePlan:
-    return look(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), ColumnNames(), carry)
+def seen(path: Path, *carry: str) -> SniffedFile:
+    return sniff(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), ColumnNames(), carry)
 
 
-def test_a_look_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
+def test_sniffing_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.b.jsonl"
-    path.write_text("broken\n" + "".join(json.dumps({"prompt": "p", f"completion{n}": 2}) + "\n" for n in range(30)))
-    assert seen(path).columns == ("prompt", *(f"completion{n}" for n in range(20)))
+    rows = [{"prompt": "p", "completion": "c", f"x{n}": 2} for n in range(30)]
+    path.write_text("broken\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    assert seen(path).columns == ("prompt", "completion", *(f"x{n}" for n in range(20)))
     assert seen(path).source == "a"
-    assert "prompt" in (seen(path).error or "")
     path.write_text("broken\n" * 2001 + '{"prompt": "p", "completion": "c"}\n')
     assert seen(path).columns == ()
     path.write_text("")
-    assert seen(path).format_name is None
+    assert seen(path).schema is None
+    path.write_text('{"foo": 1}')
+    with pytest.raises(UserError, match=r"a\.b\.jsonl: No known schema has these columns: foo"):
+        seen(path)
 
 
-def test_a_look_tells_numbers_from_text(tmp_path: Path) -> None:
+def test_sniffing_tells_numbers_from_text(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"prompt": "p", "completion": "c", "n": n, "t": str(n), "mixed": [n, "x"][n % 2]} for n in range(4)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = seen(path, "n", "t", "mixed", "missing")
-    assert found.format_name == "prompt/completion"
-    assert found.numbers == {"n"}
-    assert found.texts == {"t", "mixed"}
+    assert found.schema is detect_schema(["prompt", "completion"])
+    assert found.numeric == {"n": True, "t": False, "mixed": False}
 
 
-def test_one_row_becomes_conversations_and_rejects(tmp_path: Path) -> None:
+def test_a_carried_column_is_of_numbers_where_every_file_holds_numbers(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"n": 1, "m": 1, "e": None}, {"n": 2.5, "m": "2"}, {"n": None}]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps({"prompt": "p", "completion": "c", **row}) + "\n")
+    files = [seen(path, "n", "m", "e") for path in sorted(tmp_path.iterdir())]
+    assert carried_types(files, ["n", "m", "e"]) == {"n": pa.float64(), "m": pa.string(), "e": pa.string()}
+    with pytest.raises(UserError, match="--carry x: no file has this column"):
+        carried_types(files, ["n", "x"])
+
+
+def test_one_row_becomes_conversations_and_reasons(tmp_path: Path) -> None:
     columns = ("instruction", "instances")
-    item = FilePlan(RawFile(Folder.at(tmp_path), "seeds.json", 1), "seeds", columns, "self-instruct")
-    plan = ReadPlan((item,), ColumnNames(), {"score": pa.float64()}, True, Folder.at(tmp_path))
-    form = recognise(columns)
+    file = SniffedFile(RawFile(Folder.at(tmp_path), "seeds.json", 1), columns, detect_schema(columns), {})
+    job = IngestJob((file,), {"score": pa.float64()}, True, 8, Folder.at(tmp_path))
     instances = [{"input": "1", "output": "2</s>"}, {"input": "3", "output": " "}]
     raw = RawRow(7, {"instruction": "I", "instances": instances, "score": 3}, None)
-    (good,), (bad,) = read_row(raw, form, item, plan)
-    assert good["marker"]
-    assert (good["row"], good["source"], good["score"]) == (7, "seeds", 3.0)
+    good, bad = job.convert_row(raw, 0)
+    assert isinstance(good, dict)
+    assert good["_marker"]
+    assert (good["_file"], good["_row"], good["source"], good["score"]) == (0, 7, "seeds", 3.0)
     assert good["messages"][-1] == {"role": "assistant", "content": "2"}
     assert good["id"] == conversation_id(good["messages"])
-    assert (bad["file"], bad["row"]) == (str(tmp_path / "seeds.json"), 7)
-    assert "empty" in bad["reason"]
+    assert good["_bucket"] == bucket_of(good["id"], 8)
+    assert bad == "the response is empty"
     worded = RawRow(8, {"instruction": "I", "instances": instances, "score": "much"}, None)
-    assert "numbers in the first rows" in read_row(worded, form, item, plan)[1][0]["reason"]
-    assert read_row(RawRow(9, None, "not JSON"), form, item, plan)[1][0]["reason"] == "not JSON"
+    (reason,) = job.convert_row(worded, 0)
+    assert "numbers in the first rows" in reason
+    assert list(job.convert_row(RawRow(9, None, "not JSON"), 0)) == ["not JSON"]
+
+
+def test_a_file_is_staged_chunk_by_chunk_and_again_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "_CHUNK", 2)
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "Q", "completion": f"{n}</s>"} for n in range(3)] + [{"prompt": "", "completion": "A"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    job = IngestJob((seen(path), seen(path)), {}, True, 8, Folder.at(tmp_path / "out"))
+    counts = list(job.stage_file(1))
+    assert counts == [
+        {"rows": 2, "examples": 2, "rejects": 0, "markers": 2},
+        {"rows": 2, "examples": 2, "rejects": 1, "markers": 1},
+    ]
+    names = ["_staged/000001-000000000000.parquet", "_staged/000001-000000000002.parquet"]
+    assert job.out.files() == [*names, "rejects/000001-000000000002.jsonl"]
+    reject = {"file": str(path), "row": 3, "id": None, "reason": "the prompt is empty"}
+    assert json.loads((tmp_path / "out" / "rejects" / "000001-000000000002.jsonl").read_text()) == reject
+    staged = {name: (tmp_path / "out" / name).read_bytes() for name in job.out.files()}
+    assert list(job.stage_file(1)) == counts
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in job.out.files()} == staged
+
+
+def test_buckets_are_equal_ranges_of_ids_in_order() -> None:
+    assert [bucket_of(first + "0" * 31, 4) for first in "0123456789abcdef"] == [n // 4 for n in range(16)]
+    assert bucket_of("0" * 32, 7) == 0
+    assert bucket_of("f" * 32, 7) == 6
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the development data is not there")
 def test_real_data() -> None:
     rows, reasons, ids = 0, Counter[tuple[str, str]](), Counter[str]()
     for file in list_files([str(SHARED)]):
-        schema = recognise(look(file, ColumnNames(), ()).columns)
+        schema = detect_schema(sniff(file, ColumnNames(), ()).columns)
         for raw in read_rows(file):
             rows += 1
             assert raw.value is not None, raw

@@ -72,7 +72,7 @@ def test_a_file_whose_name_looks_like_a_glob(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("nothing.jsonl", "does not exist"),
         ("notes.txt", r"unknown suffix. Known are \.jsonl"),
@@ -81,18 +81,18 @@ def test_a_file_whose_name_looks_like_a_glob(tree: Path) -> None:
         ("*.txt", "matches no file to read"),
     ],
 )
-def test_an_input_that_leads_nowhere_is_said_in_words(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+def test_an_input_that_leads_nowhere_is_refused(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
 ) -> None:
     (tree / "empty").mkdir()
     monkeypatch.chdir(tree)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         list_files([str(tree), name])
     with pytest.raises(UserError, match="give at least one"):
         list_files([])
 
 
-def test_a_folder_that_may_not_be_listed_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_listed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(url: str) -> Any:
         raise PermissionError(errno.EACCES, "Access denied")
 

@@ -72,7 +72,7 @@ def test_shapes_of_documents(text: str, records: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "before", "words"),
+    ("text", "before", "message"),
     [
         ('[{"a": 1}, {"a": 2', 1, "delimiter"),
         ('[{"a": 1}, {"a": "x', 1, "Unterminated"),
@@ -86,11 +86,11 @@ def test_shapes_of_documents(text: str, records: list[Any]) -> None:
         ('{"a": [{"x": 1}], "b": [{"x": 2}]}', 1, "'a' and 'b'"),
     ],
 )
-def test_a_broken_document_gives_what_came_before(text: str, before: int, words: str) -> None:
+def test_a_broken_document_gives_what_came_before(text: str, before: int, message: str) -> None:
     records = read_records(io.StringIO(text))
     for _ in range(before):
         next(records)
-    with pytest.raises(BrokenJson, match=words):
+    with pytest.raises(BrokenJson, match=message):
         next(records)
 
 

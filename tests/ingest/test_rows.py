@@ -167,7 +167,7 @@ def test_csv() -> None:
     assert read("", "a.csv") == read("q,a\n", "a.csv") == []
 
 
-def test_a_quote_left_open_is_said() -> None:
+def test_a_quote_left_open_costs_the_rows_it_swallows() -> None:
     assert outcome(read('q,a\n1,2\n"x,3\ny,4\n', "a.csv")) == [
         (0, {"q": "1", "a": "2"}),
         (1, "the row is not CSV: unexpected end of data"),

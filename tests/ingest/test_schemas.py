@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from raydpp.errors import RowError, UserError
 from raydpp.ingest.conversation import Message
-from raydpp.ingest.schemas import FORMATS, ColumnNames, recognise
+from raydpp.ingest.schemas import SCHEMAS, ColumnNames, detect_schema
 
 
 def read(row: dict[str, Any], names: ColumnNames | None = None) -> list[list[Message]]:
-    return recognise(row.keys(), names).read(row)
+    return detect_schema(row.keys(), names).read(row)
 
 
 def pairs(messages: list[Message]) -> list[tuple[str, str]]:
@@ -70,7 +70,7 @@ def test_an_input_follows_its_instruction_after_a_blank_line(row: dict[str, Any]
     assert pairs(read({**row, "system": "Be kind."})[0]) == [("system", "Be kind."), *expected]
 
 
-def test_a_seed_task_is_as_many_conversations_as_instances() -> None:
+def test_a_seed_task_is_one_conversation_per_instance() -> None:
     instances = [{"input": "a", "output": "1"}, {"input": None, "output": "2"}, {"output": "3"}]
     contents = [
         [text for _, text in pairs(messages)] for messages in read({"instruction": "Do", "instances": instances})
@@ -162,7 +162,7 @@ def test_wrong_values_are_rejected_by_name(row: dict[str, Any], reason: str) -> 
 
 def test_a_row_without_a_column_others_have_is_rejected() -> None:
     with pytest.raises(RowError, match="'output' is missing"):
-        recognise(["instruction", "input", "output"]).read({"instruction": "Q"})
+        detect_schema(["instruction", "input", "output"]).read({"instruction": "Q"})
 
 
 VALUES = st.recursive(
@@ -182,7 +182,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("schema", FORMATS, ids=lambda schema: schema.name)
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
 def test_no_value_crashes_a_schema(schema: Any, data: st.DataObject) -> None:
     columns = (*schema.columns, "input", "context", "system", "tools")
     row = data.draw(st.fixed_dictionaries({}, optional=dict.fromkeys(columns, VALUES)))
@@ -204,13 +204,13 @@ def test_no_value_crashes_a_schema(schema: Any, data: st.DataObject) -> None:
         (["prompt", "completion", "question", "answer"], "prompt/completion"),
     ],
 )
-def test_the_more_specific_schema_is_recognised(columns: list[str], name: str) -> None:
-    assert recognise(columns).name == name
+def test_the_more_specific_schema_is_detected(columns: list[str], name: str) -> None:
+    assert detect_schema(columns).name == name
 
 
-def test_every_schema_can_be_recognised_and_travels_to_workers() -> None:
-    for schema in FORMATS:
-        assert recognise(schema.columns) is schema
+def test_every_schema_can_be_detected_and_travels_to_workers() -> None:
+    for schema in SCHEMAS:
+        assert detect_schema(schema.columns) is schema
         assert pickle.loads(pickle.dumps(schema)).columns == schema.columns
 
 
@@ -229,7 +229,7 @@ def test_named_columns_win() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("names", "message"),
     [
         (
             ColumnNames(prompt="q", response="b"),
@@ -245,6 +245,6 @@ def test_named_columns_win() -> None:
         ),
     ],
 )
-def test_what_cannot_be_recognised_is_said_in_words(names: ColumnNames | None, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        recognise(["q", "a", "chat"], names)
+def test_columns_that_fit_no_schema_are_refused(names: ColumnNames | None, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        detect_schema(["q", "a", "chat"], names)

@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from raydpp.errors import UserError
-from raydpp.ingest.stage import bucket_of, ingest
+from raydpp.ingest.convert import bucket_of
+from raydpp.ingest.files import RawFile
+from raydpp.ingest.stage import ingest, needs_cluster
+from raydpp.runs import RunResult
+from raydpp.storage import Folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 GOOD = {"prompt": "Q", "completion": "A"}
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 def write(path: Path, *lines: object) -> str:
@@ -28,7 +42,7 @@ def rejects(out: str) -> list[dict[str, object]]:
     ]
 
 
-def test_every_row_is_kept_dropped_as_a_double_or_rejected_with_a_reason(cluster: None, tmp_path: Path) -> None:
+def test_every_row_is_kept_dropped_as_a_duplicate_or_rejected_with_a_reason(tmp_path: Path) -> None:
     write(
         tmp_path / "in" / "a.jsonl",
         {**GOOD, "topic": "x", "score": 1, "weight": 1},
@@ -70,16 +84,119 @@ def test_every_row_is_kept_dropped_as_a_double_or_rejected_with_a_reason(cluster
     assert "response is empty" in found["seeds.json", 0]
 
 
-def test_files_are_ranges_of_ids_in_order(corpus: str) -> None:
-    ids = [pq.read_table(path)["id"].to_pylist() for path in sorted(Path(corpus, "corpus").glob("*.parquet"))]
+def test_files_are_ranges_of_ids_in_order(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.jsonl", *({**GOOD, "prompt": f"Q{n}"} for n in range(40)))
+    out = Path(ingest([source], str(tmp_path / "out"), files=4).out)
+    ids = [pq.read_table(path)["id"].to_pylist() for path in sorted((out / "corpus").glob("*.parquet"))]
     joined = [identity for inside in ids for identity in inside]
     assert joined == sorted(joined)
+    assert len(joined) == 40
     assert len(ids) == 4
     assert all(bucket_of(identity, 4) == bucket for bucket, inside in enumerate(ids) for identity in inside)
-    assert not Path(corpus, "_staging").exists()
+    assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "corpus", "run.json"]
 
 
-def test_the_same_command_again_does_nothing_and_changed_input_is_refused(cluster: None, tmp_path: Path) -> None:
+def test_files_of_one_schema_are_reported_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def lines(name: str) -> list[str]:
+        caplog.clear()
+        ingest([str(tmp_path / "in")], str(tmp_path / name))
+        return [record.getMessage() for record in caplog.records if record.name == "raydpp.ingest.stage"]
+
+    caplog.set_level("INFO", "raydpp")
+    write(tmp_path / "in" / "a.jsonl", GOOD)
+    assert lines("one") == ["ingest: 1 file: prompt/completion"]
+    for name in "bcd":
+        write(tmp_path / "in" / f"{name}.jsonl", GOOD)
+    assert lines("four") == ["ingest: 4 files: prompt/completion"]
+    broken = write(tmp_path / "in" / "e.jsonl", "{not json")
+    for name in ("f", "deep/g"):
+        write(tmp_path / "in" / f"{name}.jsonl", {"question": "Q", "answer": "A"})
+    assert lines("all") == [
+        f"ingest: {broken}: no readable row",
+        "ingest: 4 files: prompt/completion",
+        "ingest: 2 files: question/answer (deep/g.jsonl, f.jsonl)",
+    ]
+
+
+def test_names_of_sources_and_carried_columns_are_free(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "duplicates.jsonl", {**GOOD, "file": "f", "row": 7}, GOOD)
+    outcome = ingest([source], str(tmp_path / "out"), carry=["file", "row"])
+    assert outcome.record["counts"]["sources"] == {"duplicates": 1}
+    (row,) = pq.read_table(Path(outcome.out) / "corpus").to_pylist()
+    assert (row["file"], row["row"]) == ("f", 7.0)
+
+
+def written(outcome: RunResult) -> dict[str, bytes]:
+    """What a run left but for its record, by name."""
+    out = Path(outcome.out)
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in out.rglob("*")
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def test_ray_writes_the_same_files(cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    rows = [{"prompt": f"Q{n}", "completion": f"A{n}</s>", "score": n / 3, "topic": f"t{n % 7}"} for n in range(9_500)]
+    write(folder / "a.jsonl", *rows)
+    write(folder / "b.jsonl", *({**row, "topic": None} for row in rows[:50]), *rows[:10], {"prompt": "Q"})
+    write(folder / "broken.jsonl", "{not json", "nor this")
+    lines = "".join(json.dumps({"question": f"Q{n}", "answer": "A"}) + "\n" for n in range(3_000))
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-40])
+    (folder / "empty.json").write_text("")
+    here, there = (
+        ingest([str(folder)], str(tmp_path / name), carry=["score", "topic"], files=2, address=address)
+        for name, address in (("here", None), ("there", "auto"))
+    )
+    assert here.record["counts"]["duplicates"] == 60
+    assert here.record["counts"]["rejects"] == 4
+    assert {"rejects/000002-000000000000.jsonl", "rejects/duplicates-part-00001.jsonl"} < written(here).keys()
+    assert written(here) == written(there)
+    for fact in ("inputs", "counts", "schemas"):
+        assert here.record[fact] == there.record[fact]
+
+
+def test_ray_says_the_same_of_input_that_cannot_be_used(cluster: None, tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.jsonl", {"prompt": "Q", "completion": ""}, "{not json")
+    for name, address in (("here", None), ("there", "auto")):
+        with pytest.raises(UserError, match=f"no row of the input can be used: {tmp_path / name}/rejects says why"):
+            ingest([source], str(tmp_path / name), address=address)
+    assert rejects(str(tmp_path / "here")) == rejects(str(tmp_path / "there"))
+    assert [reject["row"] for reject in rejects(str(tmp_path / "here"))] == [0, 1]
+
+
+def test_a_small_input_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
+    source = write(tmp_path / "in" / "a.jsonl", GOOD)
+    program = (
+        "import sys; from raydpp.ingest.stage import ingest\n"
+        f"print(ingest([{source!r}], {str(tmp_path / 'out')!r}).record['counts']['kept'])\n"
+        "print({'ray', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=os.environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\nset()\n"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "address", "needed"),
+    [
+        ([1, 0], None, False),
+        ([40 * MIB, 24 * MIB - 1], None, False),
+        ([40 * MIB, 24 * MIB], None, True),
+        ([1, None], None, True),  # a server that does not say
+        ([1], "auto", True),
+    ],
+)
+def test_a_cluster_is_for_large_input_or_where_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, sizes: list[int | None], address: str | None, needed: bool
+) -> None:
+    files = [RawFile(Folder.at("/in"), f"{n}.jsonl", size) for n, size in enumerate(sizes)]
+    assert needs_cluster(files, address) is needed
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert needs_cluster(files, address)
+
+
+def test_the_same_command_again_does_nothing_and_changed_input_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.jsonl", GOOD)
     ingest([source], str(tmp_path / "out"))
     assert ingest([source], str(tmp_path / "out")).repeated
@@ -88,7 +205,7 @@ def test_the_same_command_again_does_nothing_and_changed_input_is_refused(cluste
         ingest([source], str(tmp_path / "out"))
 
 
-def test_named_columns(cluster: None, tmp_path: Path) -> None:
+def test_named_columns(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.jsonl", {"frage": "Q", "antwort": "A", "rolle": "S"})
     out = ingest(
         [source], str(tmp_path / "out"), prompt_column="frage", response_column="antwort", system_column="rolle"
@@ -97,7 +214,7 @@ def test_named_columns(cluster: None, tmp_path: Path) -> None:
     assert [(m["role"], m["content"]) for m in messages] == [("system", "S"), ("user", "Q"), ("assistant", "A")]
 
 
-def test_mistakes_are_said_in_words(cluster: None, tmp_path: Path) -> None:
+def test_mistakes_are_refused(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     unknown = write(tmp_path / "in" / "a.jsonl", {"foo": 1, "bar": 2})
     with pytest.raises(UserError, match=r"a\.jsonl: No known schema has these columns: bar, foo.*prompt/completion"):
@@ -119,7 +236,7 @@ def test_mistakes_are_said_in_words(cluster: None, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the development data are not here")
-def test_all_eight_real_files_in_one_command(cluster: None, tmp_path: Path) -> None:
+def test_all_eight_real_files_in_one_command(tmp_path: Path) -> None:
     counts = ingest([f"{SHARED}/*.json*"], str(tmp_path / "out")).record["counts"]
     assert counts["rows"] == counts["examples"] == 43_172
     assert counts["kept"] + counts["duplicates"] + counts["rejects"] == 43_172

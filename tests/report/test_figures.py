@@ -16,8 +16,8 @@ CURVES = {
 @pytest.mark.parametrize(
     "plot",
     [
-        pytest.param(lambda: curve_figure({}, title="t"), id="no curves"),
-        pytest.param(lambda: curve_figure({"a": ([1, 2], [np.nan, np.inf], [0, 0])}, title="t"), id="not finite"),
+        pytest.param(lambda: curve_figure({}), id="no curves"),
+        pytest.param(lambda: curve_figure({"a": ([1, 2], [np.nan, np.inf], [0, 0])}), id="not finite"),
         pytest.param(lambda: gains_figure([]), id="no gains"),
         pytest.param(lambda: gains_figure(np.full(3, -np.inf)), id="gains of nothing"),
         pytest.param(lambda: mix_figure({}), id="no sets"),
@@ -32,7 +32,7 @@ def test_nothing_to_draw_is_no_error(plot: object) -> None:
 
 
 def test_what_is_not_finite_is_not_drawn() -> None:
-    line = curve_figure(CURVES, title="t").figure.axes[0].lines[1]
+    line = curve_figure(CURVES).figure.axes[0].lines[1]
     assert np.isfinite(np.asarray(line.get_ydata())).tolist() == [True, False, True]
     bars = mix_figure({"corpus": {"a": np.inf, "b": np.nan, "c": -1.0, "d": 0.5}})
     assert bars.alt.endswith("d 50.0%, a 0.0%, b 0.0%, c 0.0%.")
@@ -40,21 +40,24 @@ def test_what_is_not_finite_is_not_drawn() -> None:
 
 @pytest.mark.parametrize(("last", "scale"), [(400, "linear"), (5000, "log")])
 def test_sizes_over_a_decade_get_a_logarithmic_axis(last: int, scale: str) -> None:
-    plot = curve_figure({"a": ([50, last], [1, 2], [0.1, 0.1])}, title="t")
+    plot = curve_figure({"a": ([50, last], [1, 2], [0.1, 0.1])})
     assert plot.figure.axes[0].get_xscale() == scale
 
 
 def test_the_band_is_one_standard_deviation() -> None:
-    plot = curve_figure({"a": ([1, 2], [1.0, 2.0], [0.25, 0.5])}, title="t")
+    plot = curve_figure({"a": ([1, 2], [1.0, 2.0], [0.25, 0.5])})
     corners = np.asarray(plot.figure.axes[0].collections[0].get_paths()[0].vertices)  # [corners, 2]
     assert {(1.0, 0.75), (1.0, 1.25), (2.0, 1.5), (2.0, 2.5)} <= set(map(tuple, corners.tolist()))
 
 
-def test_labels_at_the_ends_do_not_overlap() -> None:
-    plot = curve_figure({f"c{i}": ([1, 2], [1.0, 1.0], [0, 0]) for i in range(8)}, title="t")
-    heights = sorted(text.get_position()[1] for text in plot.figure.axes[0].texts)
-    assert len(heights) == 8
-    assert min(np.diff(heights)) > 0.05
+def test_the_legend_names_every_curve_that_is_drawn_beside_its_line() -> None:
+    curves = {f"c{i}": ([1, 2], [1.0, 1.0], [0, 0]) for i in range(8)}
+    figure = curve_figure({"empty": ([1, 2], [np.nan, np.nan], [0, 0]), **curves}).figure
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(curves)
+    keys = [(line.get_color(), line.get_linestyle()) for line in legend.get_lines()]
+    assert keys == [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines]
+    assert len(set(keys)) == 8
 
 
 def test_long_runs_of_gains_stay_small_and_keep_their_ends() -> None:
@@ -79,8 +82,8 @@ def test_awkward_names_survive(recwarn: pytest.WarningsRecorder) -> None:
     html = render(
         "t",
         "",
-        [Section("s", figures=[curve_figure(curves, title="$t"), mix_figure({n: {n: 1.0} for n in names})])],
+        [Section("s", figures=[curve_figure(curves), mix_figure({n: {n: 1.0} for n in names})])],
     )
-    for text in ("$x$", "$unbalanced", "中文", "a b c", "_hidden", "$t", ("long " * 20)[:31] + "…"):
+    for text in ("$x$", "$unbalanced", "中文", "a b c", "_hidden", ("long " * 20)[:31] + "…"):
         assert f">{text}<" in html.replace("\n", "")
     assert not recwarn.list

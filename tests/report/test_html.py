@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
-from raydpp.report.html import Section, Table, render
+from raydpp.report.html import Section, render
+from raydpp.report.table import Table
 
 EVIL = '<script>alert("x")</script>'
 CURVES = {
@@ -36,11 +37,11 @@ class Page(HTMLParser):
 
 def build() -> str:
     plots = [
-        curve_figure(CURVES, title="Distance"),
-        gains_figure({"greedy": np.linspace(0, -5, 40)}, floor=-4.5),
+        curve_figure(CURVES),
+        gains_figure(np.linspace(0, -5, 40)),
         mix_figure({"corpus": {EVIL: 0.7, "b": 0.3}, "_chosen": {EVIL: 0.4, "b": 0.6}}),
     ]
-    table = Table(["table", "rows", "distance"], [[EVIL, 52002, 0.512345], ["dolly", 15011, float("nan")]])
+    table = Table("How far", ["table", "rows", "distance"], [[EVIL, 52002, 0.512345], ["dolly", 15011, float("nan")]])
     return render(
         "Diversity of A & B",
         f"A lead about {EVIL}.",
@@ -58,6 +59,7 @@ def test_the_report_has_its_headings_numbers_and_names(html: str) -> None:
     for text in (
         "Diversity of A & B",
         "How <diverse>",
+        "How far",
         "One.",
         "Two.",
         "52,002",
@@ -92,43 +94,19 @@ def test_figures_are_described_in_words(html: str) -> None:
     labels = Page(html).values("aria-label")
     assert len(labels) == 3
     assert "alpaca: 0.51 at 50 to 0.74 at 5,000" in labels[0]
-    assert "floor: -4.5" in labels[1]
+    assert "0 at 1 to -5 at 40" in labels[1]
     assert f"corpus: {EVIL} 70.0%, b 30.0%" in labels[2]
 
 
 def test_empty_sections_and_tables() -> None:
-    page = Page(render("t", "", [Section("bare"), Section("rowless", table=Table(["a"], []))]))
+    page = Page(render("t", "", [Section("bare"), Section("rowless", table=Table("", ["a"], []))]))
     assert {"bare", "rowless", "a"} <= set(page.texts)
     assert "p" not in {tag for tag, _ in page.tags}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1234567, "1,234,567"),
-        (np.int64(1000), "1,000"),
-        (0.000123456, "0.0001235"),
-        (12.3456, "12.35"),
-        (np.float32(98765.4), "98,765"),
-        (-0.5, "-0.5"),
-        (float("inf"), "∞"),
-        (None, ""),
-        (True, "yes"),
-        ("3", "3"),
-    ],
-)
-def test_cells(value: object, text: str) -> None:
-    html = render("t", "", [Section("s", table=Table(["h"], [[value]]))])
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    assert f'<td class="number">{text}</td>' in html if number else f"<td>{text}</td>" in html
-
-
 def test_headings_align_with_their_numbers() -> None:
-    html = render("t", "", [Section("s", table=Table(["name", "n"], [["a", 1], ["b", None]]))])
+    html = render("t", "", [Section("s", table=Table("", ["name", "n"], [["a", 1], ["b", None]]))])
     assert '<th scope="col">name</th>' in html
     assert '<th scope="col" class="number">n</th>' in html
-
-
-def test_ragged_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="row 1 has 1 cells under 2 headings"):
-        Table(["a", "b"], [[1, 2], [3]])
+    assert "<td>a</td>" in html
+    assert '<td class="number">1</td>' in html

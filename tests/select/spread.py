@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raydpp.cluster import Here
 from raydpp.dpp.lazy_greedy import Selection
+from raydpp.dpp.oracles.choice import OracleName
+from raydpp.select.inputs import Owned, SelectionJob
 from raydpp.select.request import Request, select_rows
+from raydpp.select.shard_actors import ShardActors, _Setup, _ShardActor
 from raydpp.storage import Folder
-from raydpp.tables import gradient_schema, open_table, vector_array, write_table
+from raydpp.tables import gradient_schema, open_table, partition_files, vector_array, write_table
 
 DIMENSION = 32
 
@@ -41,6 +47,51 @@ def make_table(folder: Path, rows: int = 1000, files: int = 16, seed: int = 0) -
     for n, (start, end) in enumerate(pairwise(cuts.tolist())):
         write_table(Folder.at(folder / "table.parquet"), f"part-{n:05d}.parquet", table.slice(start, end - start))
     return str(folder / "table.parquet")
+
+
+def job_of(
+    table: str,
+    count: int,
+    request: Request,
+    tasks: Here | None = None,
+    owned: np.ndarray | None = None,
+    exclude: pa.Array | None = None,
+) -> SelectionJob:
+    """A selection from a table in so many partitions; its tasks run in this process."""
+    opened, tasks = open_table(table, request.column), tasks or Here()
+    partitions = partition_files(opened.parts, count)
+    assert len(partitions) == count
+    given = Owned(
+        None if owned is None else tasks.put(owned),
+        0 if owned is None else len(owned),
+        pa.array([], pa.string()) if exclude is None else exclude,
+    )
+    return SelectionJob(opened, partitions, request, given, "title", tasks)
+
+
+class ShardsHere(ShardActors):
+    """The same shards in this process."""
+
+    def __init__(self, job: SelectionJob, oracle: OracleName, size: int, memory: int = 0) -> None:
+        made = _Setup(job.table, job.partitions, job.request, oracle, size, job.given.excluded, 1)
+        self._put, self._setup = Here().put, [made]
+        self._actors = [_Called(_ShardActor(number)) for number in range(len(job.partitions))]
+
+    def _collect(self, references: Mapping[int, Any]) -> dict[int, Any]:
+        return dict(references)
+
+    def close(self) -> None:
+        pass
+
+
+class _Called:
+    """Answers ``actor.method.remote(...)`` at once."""
+
+    def __init__(self, actor: _ShardActor) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._actor, name))
 
 
 def whole(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -8,12 +9,14 @@ import pytest
 from rich.console import Console
 
 from raydpp.diversity.distance import log_det_distance
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.objective import Score
+from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
 from raydpp.select.compare import Choice, check_size, comparison, comparison_table, pick_baselines, possible, source_mix
 from raydpp.select.request import Picked, Request, select_rows
 from raydpp.tables import open_table, vector_array, vectors
+from tests.select.spread import job_of
 
 
 def rows(n: int = 30) -> pa.Table:
@@ -29,26 +32,29 @@ def rows(n: int = 30) -> pa.Table:
     )
 
 
-def test_a_method_is_described_by_its_picks(cluster: None) -> None:
-    request = Request(Kernel(), size=9, quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
+def test_a_method_is_described_by_its_picks(table: str) -> None:
+    request = Request(Budget(9), Objective(Kernel()), quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
     picked, selection = select_rows(rows(), request)
-    (found,) = comparison({"greedy": Picked(picked, selection)}, request, 6, given_owned=False)
+    job = job_of(table, 1, request)
+    job = replace(job, table=replace(job.table, dimension=6))
+    (found,) = comparison(job, {"greedy": Picked(picked, selection)})
     assert found["log_det"] == pytest.approx(selection.log_det)
     expected = log_det_distance(vectors(rows()["gradient"]), 9, reference_seeds=(0, 1, 2))
     assert found["distance"] == pytest.approx(expected.mean)
     tokens = picked["response_tokens"].to_numpy()
     assert found["quality"] == pytest.approx(((tokens - 10) / 2).mean())
     assert found["tokens"] == tokens.sum()
-    given = Picked(picked, select_rows(rows(), Request(Kernel(), size=9), owned=np.eye(6))[1])
-    (found,) = comparison({"greedy": given}, request, 6, given_owned=True)
+    given = Picked(picked, select_rows(rows(), Request(Budget(9), Objective(Kernel())), owned=np.eye(6))[1])
+    (found,) = comparison(replace(job, given=replace(job.given, count=6)), {"greedy": given})
     assert found["log_det"] == pytest.approx(selection.log_det)  # of the set by itself
 
 
 def test_baselines_run_beside_each_other(table: str) -> None:
     opened = open_table(table, "gradient")
-    request = Request(Kernel(), opened.column, size=6)
+    request = Request(Budget(6), Objective(Kernel()), opened.column)
     shut = pa.array(opened.read(opened.parts)["id"].to_pylist()[:10])
-    found = pick_baselines(opened, [Choice("random", seed=3), Choice("length")], request, shut, "compare")
+    job = job_of(table, 1, request, exclude=shut)
+    found = pick_baselines(job, [Choice("random", seed=3), Choice("length")])
     assert list(found) == ["random", "length"]
     for picked in found.values():
         assert len(picked.rows) == 6
@@ -59,16 +65,16 @@ def test_baselines_run_beside_each_other(table: str) -> None:
 
 def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
     opened = open_table(table, "gradient")
-    plain = Request(Kernel(), size=5)
+    plain = Request(Budget(5), Objective(Kernel()))
     assert [possible(name, plain, opened) for name in ("quality", "length", "k-means", "dedup")] == [
         False,
         True,
         True,
         True,
     ]
-    assert not possible("k-means", Request(Kernel(), tokens=5.0), opened)
-    assert not possible("k-means", Request(Kernel(), size=5, maximum={"a": 1}), opened)
-    assert not possible("length", Request(Kernel(), size=5, cost="charm"), opened)
+    assert not possible("k-means", Request(Budget(tokens=5.0), Objective(Kernel())), opened)
+    assert not possible("k-means", Request(Budget(5, maximum={"a": 1}), Objective(Kernel())), opened)
+    assert not possible("length", Request(Budget(5), Objective(Kernel()), cost="charm"), opened)
     check_size(20_000)
     with pytest.raises(UserError, match="too many for m = 20001"):
         check_size(20_001)

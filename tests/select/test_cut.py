@@ -38,8 +38,8 @@ def test_what_is_no_selection_of_that_budget_is_refused(table: str, tmp_path: Pa
     tokens = select(table, str(tmp_path / "tokens"), tokens=40).out
     with pytest.raises(UserError, match="was selected with --tokens"):
         cut(tokens, str(tmp_path / "out"), 2)
-    quotas = select(table, str(tmp_path / "quotas"), 8, minimum=["first=2"]).out
-    with pytest.raises(UserError, match="was selected with --minimum"):
+    quotas = select(table, str(tmp_path / "quotas"), 8, min_per_source=["first=2"]).out
+    with pytest.raises(UserError, match="was selected with --min-per-source"):
         cut(quotas, str(tmp_path / "out"), 2)
     whole = select(table, str(tmp_path / "whole"), 6).out
     with pytest.raises(UserError, match=r"--size 7 of .*larger than the pool of 6"):

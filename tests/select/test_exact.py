@@ -18,14 +18,17 @@ import pytest
 
 from raydpp import runs
 from raydpp.cli import main
+from raydpp.cluster import Here, OnRay
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
 from raydpp.select import exact as stage
 from raydpp.select import shard_actors
 from raydpp.select.cut import cut
 from raydpp.select.exact import exact_greedy
 from raydpp.select.inputs import quality_scales
-from raydpp.select.request import Picked, Request, parse_score
+from raydpp.select.request import Request, parse_score
 from raydpp.select.stage import select
 from raydpp.storage import Folder
 from raydpp.tables import (
@@ -33,41 +36,28 @@ from raydpp.tables import (
     gradient_schema,
     open_table,
     parquet_at,
-    partition_files,
     read_columns,
     vector_array,
     vectors,
     write_table,
 )
 from tests.faults import faulty_shard
-from tests.select.spread import DIMENSION, make_table, whole
+from tests.select.spread import DIMENSION, job_of, make_table, whole
 
 HERE = Path(__file__).parent
 SIZE = 150
 
 
 @pytest.fixture(scope="module")
-def table(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_table(tmp_path_factory.mktemp("exact"))
 
 
 @pytest.fixture(scope="module")
 def expected(table: str) -> tuple[list[str], np.ndarray]:
     """The ids and gains of an undisturbed search with the rbf kernel, by ``greedy_map``."""
-    rows, selection = whole(table, Request(Kernel(), size=SIZE))
+    rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel())))
     return rows["id"].to_pylist(), selection.log_gains
-
-
-def search(
-    table: str, count: int, request: Request, record: Part, owned: np.ndarray | None = None, exclude: Any = None
-) -> Picked:
-    import ray
-
-    opened = open_table(table, "gradient")
-    groups = partition_files(opened.parts, count)
-    assert len(groups) == count
-    have, rows = (None, 0) if owned is None else (ray.put(owned), len(owned))
-    return exact_greedy(opened, groups, request, "title", record, have, exclude, rows)
 
 
 @pytest.mark.parametrize(
@@ -85,13 +75,17 @@ def search(
     ],
 )
 def test_the_picks_are_those_of_greedy_over_the_whole_table(
-    table: str, tmp_path: Path, count: int, kernel: Any, what: str
+    here: None, table: str, tmp_path: Path, count: int, kernel: Any, what: str
 ) -> None:
     options: dict[str, Any] = {"size": SIZE}
+    scales: tuple[Score, ...] = ()
+    weight = 0.0
     owned = exclude = None
     if "quality" in what:
-        scales = quality_scales(open_table(table, "gradient"), (parse_score("loss=-1"), parse_score("prompt_tokens=2")))
-        options |= {"quality": scales, "weight": 0.3}
+        scales = quality_scales(
+            Here(), open_table(table, "gradient"), (parse_score("loss=-1"), parse_score("prompt_tokens=2"))
+        )
+        weight = 0.3
     if "quotas" in what:
         options |= {"minimum": {"first": 60}, "maximum": {"second": 20}}
     if "tokens" in what:
@@ -100,11 +94,12 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
         owned = np.random.default_rng(1).normal(size=(40, DIMENSION)).astype(np.float32)
         owned /= np.linalg.norm(owned, axis=1, keepdims=True)
     if "exclude" in what:
-        plain, _ = whole(table, Request(Kernel(kernel), **options), owned)
+        plain, _ = whole(table, Request(Budget(**options), Objective(Kernel(kernel), weight), quality=scales), owned)
         exclude = pa.array(plain["id"].to_pylist()[::3])
-    request = Request(Kernel(kernel), **options)
+    request = Request(Budget(**options), Objective(Kernel(kernel), weight), quality=scales)
 
-    picked = search(table, count, request, Part(Folder.at(tmp_path), "picks.parquet"), owned, exclude)
+    job = job_of(table, count, request, owned=owned, exclude=exclude)
+    picked = exact_greedy(job, Part(Folder.at(tmp_path), "picks.parquet"))
     rows, selection = whole(table, request, owned, exclude)
     assert len(rows) > 80
     assert picked.rows["id"].to_pylist() == rows["id"].to_pylist()
@@ -121,12 +116,13 @@ def test_the_picks_are_those_of_greedy_over_the_whole_table(
         assert sources.count("second") <= 20
 
 
-def test_a_search_that_ends_early_says_why_as_greedy_does(table: str, tmp_path: Path) -> None:
+def test_a_search_that_ends_early_says_why_as_greedy_does(here: None, table: str, tmp_path: Path) -> None:
     for request in (
-        Request(Kernel(), size=SIZE, min_log_gain=-0.4),
-        Request(Kernel(), size=SIZE, maximum={"first": 10, "second": 10, "third": 10}),
+        Request(Budget(SIZE, min_log_gain=-0.4), Objective(Kernel())),
+        Request(Budget(SIZE, maximum={"first": 10, "second": 10, "third": 10}), Objective(Kernel())),
     ):
-        picked = search(table, 2, request, Part(Folder.at(tmp_path), f"{len(request.maximum)}.parquet"))
+        record = Part(Folder.at(tmp_path), f"{len(request.budget.maximum)}.parquet")
+        picked = exact_greedy(job_of(table, 2, request), record)
         rows, selection = whole(table, request)
         assert picked.rows.equals(rows)
         assert 20 < len(rows) < SIZE
@@ -136,15 +132,16 @@ def test_a_search_that_ends_early_says_why_as_greedy_does(table: str, tmp_path: 
 
 @pytest.mark.parametrize(("count", "kernel", "deaths"), [(2, "rbf", 1), (3, "cosine", 3)])
 def test_workers_killed_in_a_round_cost_nothing(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, kernel: Any, deaths: int
+    cluster: None, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, kernel: Any, deaths: int
 ) -> None:
     log = tmp_path / "log"
     monkeypatch.setattr(shard_actors, "_ShardActor", faulty_shard(log, dies_in=3, deaths=deaths))
-    request = Request(Kernel(kernel), size=SIZE)
+    request = Request(Budget(SIZE), Objective(Kernel(kernel)))
     exclude = pa.array(
         open_table(table, "gradient").read_columns([*open_table(table, "gradient").parts], ["id"])["id"][:9]
     )
-    picked = search(table, count, request, Part(Folder.at(tmp_path), "picks.parquet"), exclude=exclude)
+    job = job_of(table, count, request, OnRay("select"), exclude=exclude)
+    picked = exact_greedy(job, Part(Folder.at(tmp_path), "picks.parquet"))
     rows, selection = whole(table, request, exclude=exclude)
     assert picked.rows.equals(rows)
     np.testing.assert_allclose(picked.selection.log_gains, selection.log_gains, rtol=1e-9, atol=1e-12)
@@ -169,7 +166,7 @@ select(sys.argv[4], sys.argv[5], int(sys.argv[6]), partitions=2, exact=True)
 
 
 def test_a_driver_killed_in_a_search_is_taken_up_behind_its_picks(
-    table: str, expected: tuple[list[str], np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    cluster: None, table: str, expected: tuple[list[str], np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import ray
 
@@ -198,7 +195,7 @@ def test_a_driver_killed_in_a_search_is_taken_up_behind_its_picks(
             select(table, str(out), **command)
     with caplog.at_level(logging.INFO, "raydpp"):
         run = select(table, str(out), SIZE, partitions=2, exact=True)
-    assert f"goes on behind {len(done)} picks" in caplog.text
+    assert f"resumes after {len(done)} picks" in caplog.text
     assert_picks(run.out, expected)
     assert run.record["rounds"] > 0
     assert run.record["log_det"] == pytest.approx(expected[1].sum())
@@ -209,6 +206,7 @@ def test_a_driver_killed_in_a_search_is_taken_up_behind_its_picks(
 
 
 def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
+    cluster: None,
     table: str,
     expected: tuple[list[str], np.ndarray],
     tmp_path: Path,
@@ -219,10 +217,10 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     out = str(tmp_path / "out")
     real = shard_actors.ShardActors.advance
 
-    def interrupted(self: Any, news: Any, own: Any) -> Any:
-        if news.number == 4:
+    def interrupted(self: Any, update: Any, own: Any) -> Any:
+        if update.number == 4:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(self, news, own)
+        return real(self, update, own)
 
     command = ["select", table, "--out", out, "--size", str(SIZE), "--partitions", "2", "--exact"]
     with monkeypatch.context() as patch:
@@ -237,16 +235,16 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     first = expected[0][:count], expected[1][:count]
     assert_picks(out, first)
     with pytest.raises(UserError, match="unfinished"):
-        runs.require(["select"], Folder.at(out))
+        runs.load_finished(["select"], Folder.at(out))
     assert_picks(cut(out, str(tmp_path / "cut"), count).out, first)
     with caplog.at_level(logging.INFO, "raydpp"):
         assert main(command) == 0
-    assert f"goes on behind {count} picks" in caplog.text
+    assert f"resumes after {count} picks" in caplog.text
     assert_picks(out, expected)
 
 
 def test_ctrl_c_before_the_first_pick_is_no_selection(
-    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: None, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> Any:
         raise KeyboardInterrupt
@@ -260,14 +258,14 @@ def test_ctrl_c_before_the_first_pick_is_no_selection(
     assert len(select(table, out, 5, partitions=2, exact=True).record["counts"]) > 0
 
 
-def test_picks_are_recorded_at_a_url_with_options(table: str, tmp_path: Path) -> None:
+def test_picks_are_recorded_at_a_url_with_options(here: None, table: str, tmp_path: Path) -> None:
     record = Part(Folder.at(f"file://{tmp_path}/rounds?use_mmap=false"), "picks.parquet")
-    first = search(table, 1, Request(Kernel(), size=5), record)
+    first = exact_greedy(job_of(table, 1, Request(Budget(5), Objective(Kernel()))), record)
     assert stage._recorded(record) == (first.rows["id"].to_pylist(), first.selection.log_gains.tolist())
     assert stage._recorded(Part(Folder.at(f"file://{tmp_path}/other?use_mmap=false"), "picks.parquet")) is None
 
 
-def test_a_search_that_fails_leaves_no_actor_behind(table: str, tmp_path: Path) -> None:
+def test_a_search_that_fails_leaves_no_actor_behind(cluster: None, table: str, tmp_path: Path) -> None:
     parts = parquet_at(table)
     rows = read_columns(parts, parts[0].columns)
     features = vectors(rows["gradient"]).copy()
@@ -281,9 +279,7 @@ def test_a_search_that_fails_leaves_no_actor_behind(table: str, tmp_path: Path) 
     assert alive() == []
 
 
-def test_the_floor_and_the_textbook_oracle_have_no_rounds(table: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="leave --at-floor out, or --exact"):
-        select(table, str(tmp_path / "floor"), 5, exact=True, at_floor="continue")
+def test_the_textbook_oracle_has_no_rounds(cluster: None, table: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no textbook oracle"):
         select(table, str(tmp_path / "textbook"), 5, exact=True, partitions=2, oracle="textbook")
     assert alive() == []
@@ -295,7 +291,7 @@ def test_shards_on_four_nodes_find_the_same_picks(tmp_path: Path) -> None:
     table = make_table(tmp_path)
     run_script(table, tmp_path, "equal")
     for kernel in ("rbf", "cosine"):
-        rows, selection = whole(table, Request(Kernel(kernel), size=SIZE))
+        rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel(kernel))))
         for count in (5, 16):
             out = str(tmp_path / "out" / f"{kernel}-{count}")
             assert_picks(out, (rows["id"].to_pylist(), selection.log_gains))
@@ -308,7 +304,7 @@ def test_a_node_that_goes_costs_nothing_and_one_too_few_ends_the_search_until_th
     table = make_table(tmp_path)
     (tmp_path / "out").mkdir()
     said = run_script(table, tmp_path, "removed")
-    rows, selection = whole(table, Request(Kernel(), size=SIZE))
+    rows, selection = whole(table, Request(Budget(SIZE), Objective(Kernel())))
     gone = [line.split()[1] for line in said if line.startswith("removed ")]
     assert len(gone) == 2
     for node, name in zip(gone, ("room", "full"), strict=True):
@@ -320,8 +316,8 @@ def test_a_node_that_goes_costs_nothing_and_one_too_few_ends_the_search_until_th
     ended = [line for line in said if line.startswith(("room: ", "full: "))]
     assert len(ended) == 1
     assert "full: 1 of 3 shards have no node to run on: each needs 1 CPU" in ended[0]
-    assert "The picks so far are kept: the same command goes on from them" in ended[0]
-    on = [line for line in said if "goes on behind" in line]
+    assert "The picks so far are kept: the same command resumes from them" in ended[0]
+    on = [line for line in said if "resumes after" in line]
     assert len(on) == 1
     assert 0 < int(on[0].split()[-2]) < SIZE
 

@@ -11,11 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raydpp.cluster import Here
 from raydpp.dpp.objective import Score, robust_scale
 from raydpp.errors import UserError
-from raydpp.ingest.files import list_files
-from raydpp.select.inputs import digest, find_owned, join_scores, quality_scales, read_scores, source_counts
-from raydpp.select.request import expand_quotas, parse_quotas
+from raydpp.select.inputs import (
+    digest,
+    find_owned,
+    join_scores,
+    quality_scales,
+    read_scores,
+    score_files,
+    source_counts,
+)
 from raydpp.storage import Folder
 from raydpp.tables import open_table, vectors, write_table
 
@@ -25,8 +32,6 @@ def rows_of(table: str) -> pa.Table:
 
 
 def test_what_is_owned_comes_from_tables_parquet_and_files_of_ids(table: str, tmp_path: Path) -> None:
-    import ray
-
     rows = rows_of(table)
     ids, features = rows["id"].to_pylist(), vectors(rows["gradient"])
     write_table(Folder.at(tmp_path), "features.parquet", rows.take([3, 1]))
@@ -34,60 +39,48 @@ def test_what_is_owned_comes_from_tables_parquet_and_files_of_ids(table: str, tm
     Folder.at(tmp_path).write_json_lines("ids.jsonl", [{"id": ids[9]}, {"id": "gone"}])
     (tmp_path / "ids.txt").write_text(f"{ids[1]}\n\n{ids[11]}\n")
     names = ("features.parquet", "ids.parquet", "ids.jsonl", "ids.txt")
-    found = find_owned([str(tmp_path / name) for name in names], [], open_table(table, "gradient"))
+    found = find_owned(Here(), [str(tmp_path / name) for name in names], [], open_table(table, "gradient"))
     assert (found.count, found.unknown) == (5, 1)
-    np.testing.assert_array_equal(ray.get(found.features), features[[1, 3, 7, 9, 11]])
+    np.testing.assert_array_equal(found.features, features[[1, 3, 7, 9, 11]])
     assert set(found.excluded.to_pylist()) == {*(ids[i] for i in (1, 3, 7, 9, 11)), "gone"}
 
 
 def test_what_is_excluded_needs_no_features(table: str, tmp_path: Path) -> None:
     ids = rows_of(table)["id"].to_pylist()
     (tmp_path / "ids.txt").write_text(ids[4])
-    found = find_owned([], [str(tmp_path / "ids.txt"), table], open_table(table, "gradient"))
+    found = find_owned(Here(), [], [str(tmp_path / "ids.txt"), table], open_table(table, "gradient"))
     assert found.features is None
     assert set(found.excluded.to_pylist()) == set(ids)
-    assert find_owned([], [], open_table(table, "gradient")).excluded.to_pylist() == []
+    assert find_owned(Here(), [], [], open_table(table, "gradient")).excluded.to_pylist() == []
 
 
 def test_a_file_that_is_not_one_of_ids_is_refused(table: str, tmp_path: Path) -> None:
     opened = open_table(table, "gradient")
     with pytest.raises(UserError, match="there is no file or folder"):
-        find_owned([str(tmp_path / "nowhere.txt")], [], opened)
+        find_owned(Here(), [str(tmp_path / "nowhere.txt")], [], opened)
     (tmp_path / "bad.jsonl").write_text('{"name": 3}\n')
     with pytest.raises(UserError, match="not JSON lines with an id"):
-        find_owned([], [str(tmp_path / "bad.jsonl")], opened)
+        find_owned(Here(), [], [str(tmp_path / "bad.jsonl")], opened)
 
 
 def test_scales_are_of_the_whole_table(table: str) -> None:
-    import ray
-
     lengths = rows_of(table)["response_tokens"].to_numpy()
     opened = open_table(table, "gradient")
-    (score,) = quality_scales(opened, (Score("response_tokens", -2.0),))
+    (score,) = quality_scales(Here(), opened, (Score("response_tokens", -2.0),))
     assert score.weight == -2.0
     assert (score.center, score.scale) == pytest.approx(robust_scale(lengths))
-    assert quality_scales(opened, ()) == ()
+    assert quality_scales(Here(), opened, ()) == ()
     ratings = pa.table({"id": rows_of(table)["id"], "rating": np.arange(40.0) ** 2})
-    joined = replace(opened, scores=ray.put(ratings), scored=("rating",))
-    both = quality_scales(joined, (Score("rating"), Score("response_tokens"), Score("rating", 0.5)))
+    joined = replace(opened, scores=ratings, scored=("rating",))
+    both = quality_scales(Here(), joined, (Score("rating"), Score("response_tokens"), Score("rating", 0.5)))
     assert [(s.center, s.scale) for s in both] == [
         pytest.approx(robust_scale(values)) for values in (np.arange(40.0) ** 2, lengths, np.arange(40.0) ** 2)
     ]
     with pytest.raises(UserError, match="has no column 'charm'"):
-        quality_scales(opened, (Score("charm"),))
+        quality_scales(Here(), opened, (Score("charm"),))
 
 
-def test_quotas_are_numbers_or_fractions_and_the_star_is_written_out(table: str) -> None:
-    assert parse_quotas("--minimum", ["a=3", "b=c=0.25", "*=0"], 10) == {"a": 3.0, "b=c": 3.0, "*": 0.0}
-    assert parse_quotas("--maximum", ["a=0.25"], 10) == {"a": 2.0}
-    for text in ("a", "=3", "a=x", "a=-1", "a=1.5"):
-        with pytest.raises(UserError, match="give SOURCE=NUMBER"):
-            parse_quotas("--minimum", [text], 10)
-    with pytest.raises(UserError, match="a fraction is one of --size"):
-        parse_quotas("--maximum", ["a=0.5"], None)
-    assert expand_quotas({"a": 2.0, "*": 1.0}, ["a", "b"], "--minimum") == {"a": 2.0, "b": 1.0}
-    with pytest.raises(UserError, match="--minimum names the source 'c'; the table has a, b"):
-        expand_quotas({"c": 2.0}, ["b", "a"], "--minimum")
+def test_rows_are_counted_by_source(table: str) -> None:
     assert source_counts(open_table(table, "gradient")) == {"first": 20, "second": 20}
 
 
@@ -95,7 +88,7 @@ NOBODY = pa.array([], pa.string())
 
 
 def scores_in(*files: Path, columns: tuple[str, ...] = ("rating",)) -> dict[str, list]:
-    return read_scores(list_files([str(file) for file in files]), columns).to_pydict()
+    return read_scores(score_files([str(file) for file in files]), columns).to_pydict()
 
 
 def text(path: Path, content: str) -> Path:
@@ -147,15 +140,15 @@ def test_what_is_empty_or_null_is_no_score(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("a.csv", "name,rating\na,1\n", "has no column 'id' to join its scores by; it has name, rating"),
-        ("a.csv", "id,rating\n", "it has no rows"),
+        ("a.csv", "", "a.csv cannot be read: .*[Ee]mpty CSV"),
         ("a.csv", "id,other\na,1\n", "has id, other, but --quality and --cost-column name rating: name one"),
         ("a.csv", "id,rating\na,good\n", "the column 'rating' of .*a.csv does not hold numbers: .*good"),
         ("a.jsonl", '{"id": "a", "rating": [1]}\n', "the column 'rating' of .* does not hold numbers"),
-        ("a.jsonl", '{"id": "a", "rating": 1}\n{"id": "b", "rating": "x"}\n', "does not hold numbers"),
-        ("a.jsonl", '{"id": "a", "rating": 1}\n{"id"\n', "row 2: the line is not JSON"),
+        ("a.jsonl", '{"id": "a", "rating": 1}\n{"id": "b", "rating": "x"}\n', "cannot be read: .*rating"),
+        ("a.jsonl", '{"id": "a", "rating": 1}\n{"id"\n', "a.jsonl cannot be read: JSON parse error"),
         ("a.jsonl", '{"rating": 1}\n{"id": "b", "rating": 2}\n', "1 rows of .* have no id"),
         ("a.csv", "id,rating\na,1\nb,2\na,1\n", "have the id a twice with 'rating'"),
-        ("a.txt", "a\n", "unknown suffix"),
+        ("a.txt", "a\n", "unknown ending: --scores takes Parquet, CSV"),
     ],
 )
 def test_mistakes_in_a_file_are_said_in_words(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -183,12 +176,12 @@ def test_an_id_may_not_be_in_two_files(tmp_path: Path) -> None:
 
 def test_a_digest_is_of_the_content(tmp_path: Path) -> None:
     file = text(tmp_path / "a.csv", "id,rating\na,1\n")
-    before = digest(*list_files([str(file)]))
+    before = digest(*score_files([str(file)]))
     file.write_text("id,rating\na,2\n")
-    (after,) = map(digest, list_files([str(file)]))
+    (after,) = map(digest, score_files([str(file)]))
     assert before != after
     file.write_text("id,rating\na,1\n")
-    assert digest(*list_files([str(file)])) == before
+    assert digest(*score_files([str(file)])) == before
 
 
 def test_a_table_is_joined_whatever_the_order_of_the_file(
@@ -196,14 +189,14 @@ def test_a_table_is_joined_whatever_the_order_of_the_file(
 ) -> None:
     opened = open_table(table, "gradient")
     ids = opened.read(opened.parts)["id"].to_pylist()
-    files = list_files([str(written(tmp_path, [*reversed(ids), "gone", "lost"]))])
+    files = score_files([str(written(tmp_path, [*reversed(ids), "gone", "lost"]))])
     with caplog.at_level(logging.INFO, "raydpp"):
-        joined = join_scores(opened, files, ["rating", "loss"], NOBODY)
+        joined = join_scores(Here(), opened, files, ["rating", "loss"], NOBODY)
     assert "2 of the 42 ids in --scores are not in the table" in caplog.text
     assert joined.scored == ("rating",)
     found = joined.read(joined.parts[1:3], ["rating"])
     assert found["rating"].to_pylist() == [float(ids[::-1].index(one)) for one in found["id"].to_pylist()]
-    assert join_scores(opened, [], ["rating"], NOBODY) is opened
+    assert join_scores(Here(), opened, [], ["rating"], NOBODY) is opened
 
 
 def written(folder: Path, ids: list[str], name: str = "rating") -> Path:
@@ -213,17 +206,17 @@ def written(folder: Path, ids: list[str], name: str = "rating") -> Path:
 def test_an_example_without_a_score_is_refused_unless_it_may_not_be_picked(table: str, tmp_path: Path) -> None:
     opened = open_table(table, "gradient")
     ids = sorted(pq.read_table(Path(table) / "gradients")["id"].to_pylist())
-    files = list_files([str(written(tmp_path, ids[3:]))])
+    files = score_files([str(written(tmp_path, ids[3:]))])
     words = rf"2 of the 40 examples of out have no 'rating' in --scores, such as ({ids[1]}|{ids[2]}): .*--exclude"
     with pytest.raises(UserError, match=words):
-        join_scores(opened, files, ["rating"], pa.array(ids[:1]))
-    joined = join_scores(opened, files, ["rating"], pa.array(ids[:3]))
+        join_scores(Here(), opened, files, ["rating"], pa.array(ids[:1]))
+    joined = join_scores(Here(), opened, files, ["rating"], pa.array(ids[:3]))
     assert joined.read(joined.parts, ["rating"])["id"].to_pylist() == ids[3:]
     assert joined.read(joined.parts)["id"].to_pylist() == ids
 
 
 def test_a_column_that_the_table_has_too_is_refused(table: str, tmp_path: Path) -> None:
     opened = open_table(table, "gradient")
-    files = list_files([str(written(tmp_path, opened.read(opened.parts)["id"].to_pylist(), "loss"))])
+    files = score_files([str(written(tmp_path, opened.read(opened.parts)["id"].to_pylist(), "loss"))])
     with pytest.raises(UserError, match="--scores and out both have the column 'loss': give one of them another name"):
-        join_scores(opened, files, ["loss"], NOBODY)
+        join_scores(Here(), opened, files, ["loss"], NOBODY)

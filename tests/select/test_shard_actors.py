@@ -11,19 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydpp.cluster import explain
+from raydpp.cluster import OnRay, unwrap_task_errors
+from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.sharded.messages import News
+from raydpp.dpp.sharded.messages import RoundUpdate
 from raydpp.errors import UserError
 from raydpp.select import shard_actors as stage
 from raydpp.select.request import Request
 from raydpp.select.shard_actors import ShardActors, cpus_of_each
 from raydpp.tables import gradient_schema, open_table, partition_files
 from tests.faults import faulty_shard
-from tests.select.spread import DIMENSION, make_table
+from tests.select.spread import DIMENSION, job_of, make_table
 
-FIRST = News(0, 0, np.empty((0, 1)), None, 1.0, 8)
+FIRST = RoundUpdate(0, 0, np.empty((0, 1)), None, 1.0, 8)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,10 @@ def made(table: str) -> Iterator[Any]:
     """A function that makes shards of the table, which end with the test."""
     some: list[ShardActors] = []
 
-    def make(count: int, exclude: pa.Array | None = None, **options: Any) -> ShardActors:
-        opened = open_table(table, "gradient")
-        request = Request(Kernel(), size=20, **options)
-        some.append(ShardActors(opened, partition_files(opened.parts, count), request, "cholesky", 20, exclude))
+    def make(count: int, exclude: pa.Array | None = None, cost: str = "response_tokens", **options: Any) -> ShardActors:
+        request = Request(Budget(20, **options), Objective(Kernel()), cost=cost)
+        job = job_of(table, count, request, OnRay("select"), exclude=exclude)
+        some.append(ShardActors(job, "cholesky", 20))
         return some[-1]
 
     yield make
@@ -102,7 +104,7 @@ def test_what_may_be_picked_is_counted_by_source_without_what_is_excluded(table:
 
 def test_a_mistake_found_in_a_shard_is_said_in_words(made: Any) -> None:
     shards = made(2, tokens=50, cost="source")
-    with pytest.raises(UserError, match="the column 'source' is string, not numbers"), explain():
+    with pytest.raises(UserError, match="the column 'source' is string, not numbers"), unwrap_task_errors():
         shards.available()
 
 
@@ -119,6 +121,7 @@ def test_shards_without_a_node_end_the_search_in_words(
         shards.available()
     assert "waiting for room" in caplog.text
     full()
+    monkeypatch.setattr(stage, "PATIENCE", 300.0)  # processes take their time to start
     assert sum(shards.available().values()) == 200  # there is room now
 
 
@@ -142,7 +145,7 @@ def test_a_slow_round_is_no_shard_without_a_node(made: Any, tmp_path: Path, monk
     shards.available()
     monkeypatch.setattr(stage, "PATIENCE", 0.5)
     monkeypatch.setattr(stage, "_LOOK", 0.2)
-    answers = shards.advance(FIRST, {0: Exact.nothing(), 1: Exact.nothing()})
+    answers = shards.advance(FIRST, {0: Exact.empty(), 1: Exact.empty()})
     assert all(answers[i].ids for i in range(2))
 
 
@@ -153,7 +156,7 @@ def test_a_shard_that_dies_every_time_ends_the_search_in_words(
     monkeypatch.setattr(stage, "DEATHS", 2)
     monkeypatch.setattr(stage, "_LOOK", 0.2)
     with pytest.raises(UserError, match="the process of a shard died 2 times in one round"):
-        made(1).advance(FIRST, {0: Exact.nothing()})
+        made(1).advance(FIRST, {0: Exact.empty()})
     assert 2 <= len(list(tmp_path.glob("log.died*"))) <= 3
 
 

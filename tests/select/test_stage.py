@@ -16,7 +16,7 @@ from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.objective import standardise
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
-from raydpp.runs import Outcome
+from raydpp.runs import RunResult
 from raydpp.select import distributed
 from raydpp.select.cut import cut
 from raydpp.select.request import Picked
@@ -86,8 +86,8 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(table, out)
     with pytest.raises(UserError, match="--method best: use one of greedy, random"):
         select(table, out, 4, method="best")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--minimum names the source 'third'; the table has first, second"):
-        select(table, str(tmp_path / "third"), 4, minimum=["third=1"])
+    with pytest.raises(UserError, match="a minimum for source 'third', and no such source: there are first, second"):
+        select(table, str(tmp_path / "third"), 4, min_per_source=["third=1"])
     with pytest.raises(UserError, match="--quality loss=x"):
         select(table, out, 4, quality=["loss=x"])
     with pytest.raises(UserError, match="has no column 'charm'"):
@@ -101,7 +101,7 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(str(unfinished), out, 4)
 
 
-def picked(run: Outcome) -> list[str]:
+def picked(run: RunResult) -> list[str]:
     return pq.read_table(Path(run.out) / "selection")["id"].to_pylist()
 
 
@@ -133,7 +133,12 @@ def test_budgets_of_tokens_and_quotas_hold_over_partitions(table: str, tmp_path:
     spent = sum(rows[one]["response_tokens"] for one in picked(run))
     assert 30 < spent <= 40
     run = select(
-        table, str(tmp_path / "quotas"), 10, minimum=["first=0.6"], maximum=["*=4", "first=7"], partitions=partitions
+        table,
+        str(tmp_path / "quotas"),
+        10,
+        min_per_source=["first=0.6"],
+        max_per_source=["*=4", "first=7"],
+        partitions=partitions,
     )
     sources = [rows[one]["source"] for one in picked(run)]
     assert len(sources) == 10
@@ -282,7 +287,7 @@ def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
         assert main(["select", table, "--out", out, "--size", "20", "--partitions", "1"]) == 130
     assert "raydpp cut" in capsys.readouterr().out
     with pytest.raises(UserError, match="unfinished"):
-        runs.require(["select"], Folder.at(out))
+        runs.load_finished(["select"], Folder.at(out))
     part = cut(out, str(tmp_path / "part"), 8)
     assert picked(part) == picked(whole)[:8]
     again = select(table, out, 20, partitions=1)  # the same command again does all of it

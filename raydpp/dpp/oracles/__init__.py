@@ -1,23 +1,23 @@
 """Oracles: how the gain of each candidate is computed, apart from how the largest is found.
 
 The gain in log det of adding item i to the picks S is log k(i, i | S), the log of the conditional variance of
-i given S (the Schur complement), its residual. Residuals only fall as S grows, so one that is out of date is an
-upper bound (Minoux 1978; Hemmi et al. 2022). An oracle keeps such bounds for all items, refines those that reach
-high enough to matter, and opens a front: a few items whose residuals are exact, and stay so while items of the
-front are picked. Every oracle must give the same residuals.
+i given S (the Schur complement), its residual. Residuals only fall as S grows, so a stale one is an upper bound
+(Minoux 1978; Hemmi et al. 2022). An oracle keeps such bounds for all items, refines those that are high enough to
+matter, and solves a working set: a few items whose residuals are exact, and stay so while picks are made among them.
+Every oracle must give the same residuals.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
-from raydpp.dpp.oracles.working_set import DenseFront
+from raydpp.dpp.oracles.working_set import WorkingSet
 
 
-class Front(Protocol):
-    """A set of items with exact residuals."""
+class Solved(Protocol):
+    """Items with exact residuals: a ``WorkingSet``, or all items of the textbook oracle."""
 
     @property
     def rows(self) -> np.ndarray:
@@ -28,26 +28,16 @@ class Front(Protocol):
         """(p,) float64: their conditional variances given all picks; 0 for a pick."""
 
     def pick(self, j: int) -> None:
-        """Make item ``rows[j]`` a pick, and condition the front on it."""
+        """Make item ``rows[j]`` a pick, and condition the others on it."""
 
 
-FrontT = TypeVar("FrontT", bound=Front)
-
-
-class Oracle(Protocol[FrontT]):
+class Oracle(Protocol):
     """What a search asks of an oracle."""
 
-    @property
-    def front_size(self) -> int:
-        """How many items a front holds at the most."""
-
-    @property
-    def enough(self) -> int:
-        """Fewer contenders than this are not worth a front while others can be refined."""
-
-    @property
-    def lookahead(self) -> int:
-        """For how many picks to come it pays to refine items at once."""
+    working_set_size: int  # how many items a working set holds at most
+    min_candidates: int  # fewer than these are not worth a working set while others can be refined
+    lookahead: int  # for how many picks to come it pays to refine items at once
+    speculation_size: int  # how many items ``approximate`` takes at most
 
     @property
     def bounds(self) -> np.ndarray:
@@ -57,22 +47,18 @@ class Oracle(Protocol[FrontT]):
     def stale(self) -> np.ndarray:
         """(N,) bool: whose bound does not yet take the last picks into account."""
 
+    @property
+    def error(self) -> float:
+        """How far off the residuals of ``approximate`` may be."""
+
     def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
         """Bring the bounds of these items, (n,) int64, up to date, or below ``lowest``, (n,) float64."""
 
-    @property
-    def scout_size(self) -> int:
-        """How many items ``scout`` takes at the most."""
+    def approximate(self, rows: np.ndarray) -> WorkingSet | None:
+        """A working set of these items, (n,) int64 rising, right up to the error; None if one is not up to date."""
 
-    @property
-    def error(self) -> float:
-        """How far off the residuals of ``scout`` may be."""
+    def solve(self, rows: np.ndarray) -> Solved:
+        """The exact working set of these items, (p,) int64."""
 
-    def scout(self, rows: np.ndarray) -> DenseFront | None:
-        """Approximate residuals of these items, (n,) int64, all up to date, at little cost; None if there are none."""
-
-    def open(self, rows: np.ndarray) -> FrontT:
-        """A front of these items, (p,) int64."""
-
-    def close(self, front: FrontT) -> None:
-        """Take the front's picks into account, at least in the bounds of its items."""
+    def commit(self, working_set: Any) -> None:
+        """Take the picks of the last working set solved into account, at least in the bounds of its items."""

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
-from raydpp.dpp.features import UnitRows
-from raydpp.dpp.kernels import Kernel
+from raydpp.dpp import OracleName
+from raydpp.dpp.kernels import MIN_RIDGE, Kernel
 from raydpp.dpp.oracles import Oracle
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.factor import Factor
-from raydpp.dpp.oracles.feature_space import MIN_RIDGE, FeatureSpace, Posterior
-from raydpp.dpp.oracles.textbook import Textbook
 from raydpp.errors import UserError
 
-OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
+if TYPE_CHECKING:  # what follows is needed before torch is imported, to refuse a mistake at once
+    from raydpp.dpp.features import UnitRows
+    from raydpp.dpp.oracles.bounds import BoundedOracle
 
-_SMALL = 100_000  # residuals updated one by one in less time than a front costs
+_SMALL = 100_000  # residuals updated one by one in less time than a working set costs
 
 
 def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
@@ -24,9 +21,6 @@ def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, s
 
     ``textbook`` where N M is small, ``feature-space`` for cosine with a ridge unless M is small beside D,
     ``cholesky`` for all else.
-
-    Raises:
-        UserError: An unknown name.
     """
     if name not in get_args(OracleName):
         raise UserError(f"there is no oracle {name!r}: use one of {', '.join(get_args(OracleName))}")
@@ -39,17 +33,7 @@ def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, s
     return "cholesky"
 
 
-def make_oracle(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> Oracle[Any]:
-    """An oracle by its name, for at most ``size`` picks."""
-    makers: dict[str, Callable[[], Oracle[Any]]] = {
-        "textbook": lambda: Textbook(rows, kernel, size),
-        "cholesky": lambda: CholeskyPool(rows, kernel, size),
-        "feature-space": lambda: FeatureSpace(rows, kernel),
-    }
-    return makers[choose_oracle(name, kernel, len(rows), rows.dimension, size)]()
-
-
-def oracle_of_rounds(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
+def choose_sharded_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
     """The oracle for rounds: as ``choose_oracle``, but for the textbook one, which cannot wait for a round."""
     chosen = choose_oracle(name, kernel, rows, dimension, size)
     if name == "textbook":
@@ -57,6 +41,18 @@ def oracle_of_rounds(name: OracleName, kernel: Kernel, rows: int, dimension: int
     return "cholesky" if chosen == "textbook" else chosen
 
 
-def make_given(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> Factor | Posterior:
-    """What is known of rows, exactly, given at most ``size`` picks: by the oracle's name, without its bounds."""
-    return Posterior(rows, kernel) if name == "feature-space" else Factor(rows, kernel, size)
+def make_oracle(name: OracleName, rows: UnitRows, kernel: Kernel, size: int) -> Oracle:
+    """An oracle by its name, for at most ``size`` picks."""
+    if name == "textbook":
+        from raydpp.dpp.oracles.textbook import TextbookOracle
+
+        return TextbookOracle(rows, kernel, size)
+    return bounded_oracle(name)(rows, kernel, size)
+
+
+def bounded_oracle(name: OracleName) -> type[BoundedOracle]:
+    """The class of ``cholesky`` or ``feature-space``."""
+    from raydpp.dpp.oracles.cholesky import CholeskyOracle
+    from raydpp.dpp.oracles.feature_space import FeatureSpaceOracle
+
+    return FeatureSpaceOracle if name == "feature-space" else CholeskyOracle

@@ -3,68 +3,52 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 
 
-class Textbook:
+class TextbookOracle:
     """Fast greedy MAP by incremental Cholesky rows (Chen et al. 2018, arXiv 1709.05135, section 3).
 
     Costs O(N (D + t)) at pick t, so O(N M (D + M)) in all, bound by memory bandwidth; state is (M + D, N)
     float64. A pick whose residual is at or below the kernel's floor adds no direction and changes nothing but
-    its own residual. It is its own front, of all items.
-
-    Args:
-        rows: The (N, D) features.
-        kernel: The kernel.
-        size: M, the largest number of picks.
+    its own residual. It is its own working set, of all items: residuals are exact and never stale.
     """
 
-    enough = 1
-    scout_size = 0
+    min_candidates = 1
+    speculation_size = 0
     error = 0.0
 
     def __init__(self, rows: UnitRows, kernel: Kernel, size: int) -> None:
+        n = len(rows)
         self._features = rows.take()  # (N, D)
         self._kernel = kernel
-        self._columns = self._features.new_empty(size, len(rows))  # (M, N), the first `_count` are in use
+        self._columns = self._features.new_empty(size, n)  # (M, N), the first `_count` are in use
         self._count = 0
-        self._residuals: Tensor = kernel.diagonal(len(rows), rows.device)  # (N,)
-        self.front_size = self.lookahead = len(rows)
-        self.rows = np.arange(len(rows))
+        self._residuals = self._features.new_full((n,), kernel.variance)  # (N,)
+        self.working_set_size = self.lookahead = n
+        self.rows = np.arange(n)
+        self.stale = np.zeros(n, dtype=bool)
 
     @property
     def residuals(self) -> np.ndarray:
-        """(N,) float64: the conditional variance of each item given the picks."""
         return self._residuals.numpy(force=True)
 
     @property
     def bounds(self) -> np.ndarray:
-        """(N,) float64: the residuals."""
         return self.residuals
 
-    @property
-    def stale(self) -> np.ndarray:
-        """(N,) bool: none."""
-        return np.zeros(len(self.rows), dtype=bool)
+    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None: ...
 
-    def refine(self, rows: np.ndarray, lowest: np.ndarray) -> None:
-        """Nothing: all are up to date."""
+    def approximate(self, rows: np.ndarray) -> None: ...
 
-    def scout(self, rows: np.ndarray) -> None:
-        """Nothing: exact residuals are there already."""
-
-    def open(self, rows: np.ndarray) -> Textbook:
-        """All items, whichever are asked for."""
+    def solve(self, rows: np.ndarray) -> TextbookOracle:
         return self
 
-    def close(self, front: Textbook) -> None:
-        """Nothing: a pick is taken into account when it is made."""
+    def commit(self, working_set: TextbookOracle) -> None: ...
 
     def pick(self, j: int) -> None:
-        """Make item j a pick, and condition all residuals on it."""
         pivot = float(self._residuals[j])
         if pivot > self._kernel.floor:
             done = self._columns[: self._count]  # (t, N)

@@ -1,4 +1,4 @@
-"""A front whose conditional covariance fits in the processor's cache."""
+"""A working set: items whose conditional covariance fits in the processor's cache."""
 
 from __future__ import annotations
 
@@ -7,23 +7,16 @@ from collections.abc import Callable
 import numpy as np
 
 
-class DenseFront:
+class WorkingSet:
     """Picks by incremental Cholesky columns inside a small block (Chen et al. 2018, arXiv 1709.05135).
 
-    Attributes:
-        rows: (p,) int64: the items.
-        residuals: (p,) float64: their conditional variances given all picks; 0 for a pick.
-        picked: Places in ``rows`` of the picks, in order.
-
-    Args:
-        rows: (p,) int64.
-        covariance: (p, p) float64: the items' covariance given the picks made before; kept, not changed.
+    Made of the items' covariance given the picks made before, (p, p) float64, which is kept and not changed.
     """
 
     def __init__(self, rows: np.ndarray, covariance: np.ndarray) -> None:
-        self.rows = rows
-        self.residuals = covariance.diagonal().clip(min=0.0)
-        self.picked: list[int] = []
+        self.rows = rows  # (p,) int64: the items
+        self.residuals = covariance.diagonal().clip(min=0.0)  # (p,) float64: given all picks; 0 for a pick
+        self.picked: list[int] = []  # places in rows, in order
         self._covariance = covariance
         self._columns = np.empty((len(rows), len(rows)))  # (p, p): row k is the Cholesky column of the k-th pick
 
@@ -35,7 +28,7 @@ class DenseFront:
     def pick(self, j: int) -> None:
         """Make item ``rows[j]`` a pick, and condition the others on it: O(p k)."""
         done = self._columns[: len(self.picked)]  # (k, p)
-        column = self._given(j) - done[:, j] @ done  # (p,)
+        column = self._covariance_with(j) - done[:, j] @ done  # (p,)
         column /= self.residuals[j] ** 0.5
         self.residuals -= column * column
         np.maximum(self.residuals, 0.0, out=self.residuals)
@@ -43,39 +36,31 @@ class DenseFront:
         self._columns[len(self.picked)] = column
         self.picked.append(j)
 
-    def _given(self, j: int) -> np.ndarray:
-        """(p,) float64: the covariance with item j, given the picks made before."""
+    def _covariance_with(self, j: int) -> np.ndarray:
+        """(p,) float64: given the picks made before."""
         return self._covariance[j]
 
 
-class LazyFront(DenseFront):
-    """A front that asks for covariances as picks need them, those of the best items together.
+class LazyWorkingSet(WorkingSet):
+    """A working set that computes covariances as picks need them, those of a block of the best items together.
 
-    Args:
-        rows: (p,) int64.
-        residuals: (p,) float64: the items' conditional variances given the picks made before.
-        covariances: The covariance of all items with some, given the picks made before: (k,) places -> (p, k) float64.
-        at_once: How many items to ask for together.
+    ``covariances`` are those of all items with some, given the picks made before: (k,) places -> (p, k) float64.
     """
 
     def __init__(
-        self,
-        rows: np.ndarray,
-        residuals: np.ndarray,
-        covariances: Callable[[np.ndarray], np.ndarray],
-        at_once: int = 128,
+        self, rows: np.ndarray, residuals: np.ndarray, covariances: Callable[[np.ndarray], np.ndarray], block: int = 128
     ) -> None:
         super().__init__(rows, np.broadcast_to(residuals, (len(rows), len(rows))))
-        self._covariances = covariances
-        self._at_once = at_once
-        self._asked = np.full(len(rows), -1, dtype=np.int64)  # (p,) where an item's covariances are
-        self._known: list[np.ndarray] = []  # (p,) each
+        self._compute = covariances
+        self._block = block
+        self._slots = np.full(len(rows), -1, dtype=np.int64)  # (p,) where an item's covariances are
+        self._computed: list[np.ndarray] = []  # (p,) each
 
-    def _given(self, j: int) -> np.ndarray:
-        if self._asked[j] < 0:
-            open_ = np.where(self._asked < 0, self.residuals, -1.0)
-            open_[j] = np.inf
-            places = np.argsort(-open_)[: min(self._at_once, np.count_nonzero(self._asked < 0))]
-            self._asked[places] = np.arange(len(self._known), len(self._known) + len(places))
-            self._known.extend(np.ascontiguousarray(self._covariances(places).T))
-        return self._known[self._asked[j]]
+    def _covariance_with(self, j: int) -> np.ndarray:
+        if self._slots[j] < 0:
+            missing = np.where(self._slots < 0, self.residuals, -1.0)
+            missing[j] = np.inf
+            places = np.argsort(-missing)[: min(self._block, np.count_nonzero(self._slots < 0))]
+            self._slots[places] = np.arange(len(self._computed), len(self._computed) + len(places))
+            self._computed.extend(np.ascontiguousarray(self._compute(places).T))
+        return self._computed[self._slots[j]]

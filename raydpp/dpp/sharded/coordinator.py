@@ -1,36 +1,33 @@
-"""Exact greedy MAP over shards: rounds of contenders from all, picks among them, and the picks told to all.
+"""Exact greedy MAP over shards: rounds of candidates from all, picks among them, and the picks sent to all.
 
 Lazy greedy (Minoux 1978) does not ask where bounds are kept. Each shard brings the bounds of its own items up to
-date and sends its best, with what it knows of those it holds back; here they are solved in float64 against all
-picks, and picked from while the best goes before everything held back. The picks are those of one machine.
+date and sends its best, with a bound on the rest; here they are solved in float64 against all picks, and picked from
+while the best goes before all that was not sent. The picks are those of one machine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from raydpp.dpp.budget import Budget, Ledger
+from raydpp.dpp import OracleName
+from raydpp.dpp.budget import Budget, BudgetState
 from raydpp.dpp.features import Features, UnitRows
-from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.lazy_greedy import Picks, Progress, condition, why_nothing_is_left
+from raydpp.dpp.lazy_greedy import LazyGreedy, Proposal, condition
 from raydpp.dpp.objective import Objective
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.oracles.choice import OracleName, make_given
-from raydpp.dpp.oracles.cholesky import CholeskyPool
-from raydpp.dpp.oracles.factor import Factor
-from raydpp.dpp.oracles.feature_space import FeatureSpace, Posterior
-from raydpp.dpp.oracles.working_set import DenseFront
-from raydpp.dpp.sharded.messages import Contenders, HeldBack, News
+from raydpp.dpp.oracles.choice import bounded_oracle
+from raydpp.dpp.oracles.working_set import WorkingSet
+from raydpp.dpp.sharded.messages import Candidates, RoundUpdate, ShardRest
 from raydpp.errors import UserError
 
 _SLACK = 1.5  # shards of the same size have not the same number of the next picks
-_LARGEST = 8192  # how many items are solved together at the most: their covariance takes half a gigabyte
+_LARGEST = 8192  # how many items are solved together at most: their covariance takes half a gigabyte
 
 
 class Shards(Protocol):
@@ -38,235 +35,170 @@ class Shards(Protocol):
 
     def __len__(self) -> int: ...
 
-    def advance(self, news: News, own: Mapping[int, Exact]) -> dict[int, Contenders | None]:
-        """A round of some shards: the same news for all, and to each, by its number, what is its own."""
+    def advance(self, update: RoundUpdate, own: Mapping[int, Exact]) -> dict[int, Candidates | None]:
+        """A round of some shards: the same update for all, and to each, by its number, what is its own."""
 
-    def find(self, ids: Sequence[str]) -> list[Contenders]:
+    def find(self, ids: Sequence[str]) -> list[Candidates]:
         """Items by their ids, from every shard."""
 
 
-class Rounds:
-    """An exact search over shards.
+class ShardedGreedy(LazyGreedy):
+    """An exact search over shards that have the same objective, oracle and size.
 
-    Attributes:
-        picks: The picks; their indices are numbers in the order of arrival here (see ``where``).
-        rounds: How many rounds there were.
-        at_floor: Whether the search ended because all that is left is at or below the floor.
-
-    Args:
-        shards: Where the items are.
-        kernel: The kernel.
-        oracle: ``cholesky`` or ``feature-space``, as the shards have.
-        size: M, the largest number of picks, with what is owned.
-        budget: What may be picked.
-        rows: N, the number of items of all shards.
-        available: How many of them may be picked, by source.
-        diversity: The weight of diversity, 1 - w in (0, 1].
-        tolerance: Each pick's residual is at least (1 - tolerance) of the best one's; 0 is exact.
+    ``rows`` is N, of all shards; ``available`` says how many of these may be picked, by source. The indices of picks
+    are numbers in the cache of candidates (see ``where`` and ``ids``).
     """
 
     def __init__(
         self,
         shards: Shards,
-        kernel: Kernel,
+        objective: Objective,
         oracle: OracleName,
         size: int,
         budget: Budget,
         rows: int,
         available: Mapping[str, int],
-        diversity: float = 1.0,
-        tolerance: float = 0.0,
     ) -> None:
-        self._shards = shards
-        self._kernel = kernel
-        self._oracle = oracle
-        self._kind = FeatureSpace if oracle == "feature-space" else CholeskyPool
-        self._size = size
-        self._diversity = diversity
         self._sources = sorted(available)
-        self._ledger = budget.opening(rows, {source: available[source] for source in self._sources})
-        self.picks = Picks(self._kind.lookahead, tolerance, diversity)
-        self._items = Arrivals(self._sources)
-        self._given: Factor | Posterior | None = None
-        self._news = np.empty(0, dtype=np.int64)  # picks that the shards have not been told
-        self._told = 0
-        self._story: list[np.ndarray] = []  # all that they have been told, (k, D) each
-        self._own = {i: Exact.nothing() for i in range(len(shards))}
-        self._patience = 1
-        self.rounds = 0
-        self.at_floor = False
+        self._oracle = bounded_oracle(oracle)
+        state = budget.streaming_state(rows, {source: available[source] for source in self._sources})
+        super().__init__(objective, state, self._oracle.lookahead)
+        self._shards = shards
+        self._size = size
+        self._cache = CandidateCache(self._sources)
+        self._posterior: Any = None
+        self._unsent = np.empty(0, dtype=np.int64)  # picks that the shards do not have
+        self._history: list[np.ndarray] = []  # all that were sent, (k, D) each
+        self._own = {shard: Exact.empty() for shard in range(len(shards))}
+        self._widening = 1
 
     @property
     def where(self) -> list[tuple[int, int]]:
         """The shard of each pick and its row there, in the order of picking."""
-        return [self._items.origin[index] for index in self.picks.indices]
+        return [self._cache.origin[index] for index in self.picks.indices]
 
     @property
     def ids(self) -> list[str]:
         """The id of each pick."""
-        return [str(self._items.order[index]) for index in self.picks.indices]
+        return [str(self._cache.order[index]) for index in self.picks.indices]
 
-    def own(self, features: Features) -> None:
+    def condition_on(self, features: Features) -> None:
         """Make what is there already picks, (O, D), before anything else; at or below the floor it changes nothing."""
-        given = UnitRows(features)
-        kind = self._shards.find([])[0].features.dtype  # as on one machine, they are stored as the candidates are
-        rows = UnitRows(given.stored(np.arange(len(given))).astype(kind))
-        self._items.own(rows, self._ledger)
-        self._news = condition(self, np.arange(len(rows)), self._kernel.floor, self._kind.front_size)
+        owned = UnitRows(features)
+        dtype = self._shards.find([])[0].features.dtype  # as on one machine, they are stored as the candidates are
+        rows = UnitRows(owned.stored(np.arange(len(owned))).astype(dtype))
+        self._cache.add_owned(rows, self._state)
+        floor, width = self._objective.kernel.floor, self._oracle.working_set_size
+        self._unsent = condition(self._solver(), np.arange(len(rows)), floor, width)
 
-    def adopt(self, ids: Sequence[str], log_gains: Sequence[float]) -> None:
-        """Go on behind these picks, which an earlier search over the same items made in this order.
-
-        Raises:
-            UserError: An id that no shard has.
-        """
+    def resume_from(self, ids: Sequence[str], log_gains: Sequence[float]) -> None:
+        """Go on behind these picks, which an earlier search over the same items made in this order."""
         if not ids:
             return
-        for i, found in enumerate(self._shards.find(ids)):
-            self._items.admit(i, found, self._ledger)
-        place = {name: index for index, name in enumerate(self._items.order)}
+        for shard, found in enumerate(self._shards.find(ids)):
+            self._cache.add(shard, found, self._state)
+        place = {name: index for index, name in enumerate(self._cache.order)}
         if missing := [name for name in ids if name not in place]:
             raise UserError(f"the pick {missing[0]} of the run to go on with is in no shard: the table has changed")
         picked = np.array([place[name] for name in ids], dtype=np.int64)
-        given, rows = self._state()
-        given.append(rows.take(torch.from_numpy(picked)))
+        solver = self._solver()
+        solver.append(solver.rows.take(torch.from_numpy(picked)))
         for index, gain in zip(picked.tolist(), log_gains, strict=True):
-            self._ledger.take(index)
+            self._state.spend(index)
             self.picks.indices.append(index)
             self.picks.log_gains.append(gain)
-        self._news = np.concatenate([self._news, picked])
-        self._own = self._items.picks(picked.tolist(), len(self._shards))
+        self._unsent = np.concatenate([self._unsent, picked])
+        self._own = self._cache.by_shard(picked, np.zeros(len(picked)), range(len(picked)), len(self._shards))
 
-    def run(self, stop_below: float = -math.inf, progress: Progress | None = None) -> str | None:
-        """Pick until the budget is used up; returns why it ended before, in words, or None. See ``Search.run``."""
-        picks, ledger = self.picks, self._ledger
-        while ledger.left > 0:
-            answers = self._ask()
-            if all(not len(a.rows) and a.held.best == -np.inf for a in answers):
-                left = max(a.left for a in answers)
-                if left < 0 and ledger.terms[0] is not None:
-                    return None  # no item costs so little
-                self.at_floor = left >= 0
-                return why_nothing_is_left(ledger, len(picks.indices), left, self._kernel.floor)
-            found = [self._items.admit(i, answer, ledger) for i, answer in enumerate(answers)]
-            front = self.open(np.concatenate(found))
-            outside = HeldBack([answer.held for answer in answers])
-            before = len(picks.indices)
-            objective = Objective(self._kernel, self._diversity, self._items.worth if self._items.worth.any() else None)
-            ended = picks.inside(front, objective, self._items.order, outside, ledger, stop_below, progress)
-            self.close(front)
-            self._report(front, found, answers)
-            self.rounds += 1
-            if ended:
-                return ended
-            made = len(picks.indices) - before
-            if not made:
-                picks.patience *= 2.0
-            self._patience = 2 * self._patience if made < 2 else 1  # one at a time it never gets beyond many copies
-        return None
+    def propose(self) -> Proposal | float:
+        answers = self._ask()
+        if all(not len(answer.rows) and answer.rest.best == -np.inf for answer in answers):
+            return max(answer.largest_residual for answer in answers)
+        rows = np.concatenate([self._cache.add(i, answer, self._state) for i, answer in enumerate(answers)])
+        rest = ShardRest([answer.rest for answer in answers])
+        return Proposal(self._solver().solve(rows), self._cache.order[rows], self._cache.modular[rows], rest)
 
-    def open(self, rows: np.ndarray) -> DenseFront:
-        """A front of items that have arrived, (p,) int64, exact."""
-        return self._state()[0].open(rows)
+    def commit(self, working_set: WorkingSet) -> None:
+        """Take picks into account here, and keep for the shards what is new of the items that they sent."""
+        self._solver().commit(working_set)
+        rows, made = working_set.rows, len(working_set.picked)
+        self._unsent = np.concatenate([self._unsent, rows[working_set.picked]])
+        self._own = self._cache.by_shard(rows, working_set.residuals, working_set.picked, len(self._shards))
+        if not made:
+            self.picks.backoff *= 2.0
+        self._widening = 2 * self._widening if made < 2 else 1  # one pick a round never gets beyond many copies
 
-    def close(self, front: DenseFront) -> None:
-        """Take the front's picks into account."""
-        self._state()[0].close(front)
+    def _solver(self) -> Any:
+        """The posterior of the items in the cache."""
+        rows = self._cache.rows
+        if self._posterior is None:
+            self._posterior = self._oracle.posterior_type(rows, self._objective.kernel, self._size)
+        self._posterior.rows = rows
+        return self._posterior
 
-    def _state(self) -> tuple[Factor | Posterior, UnitRows]:
-        """What is known of the items that have arrived, given the picks; and these items."""
-        if (rows := self._items.rows) is None:
-            raise RuntimeError("nothing has arrived")
-        if self._given is None:
-            self._given = make_given(self._oracle, rows, self._kernel, self._size)
-        self._given.rows = rows
-        return self._given, rows
-
-    def _ask(self) -> list[Contenders]:
-        """Tell all shards what is new, and hear who may be next; one that has forgotten hears the whole story."""
+    def _ask(self) -> list[Candidates]:
+        """Send all shards what is new, and receive their candidates; one that was restarted gets the whole history."""
         picks, count = self.picks, len(self._shards)
-        features = self._items.stored(self._news)
-        tokens, open_ = self._ledger.terms
-        usual = max(4, math.ceil((_SLACK if count > 1 else 1.0) * self._kind.front_size / count))
-        each = min(usual * self._patience, max(usual, _LARGEST // count))
-        news = News(
+        features = self._cache.stored(self._unsent)
+        tokens, allowed = self._state.limits
+        usual = max(4, math.ceil((_SLACK if count > 1 else 1.0) * self._oracle.working_set_size / count))
+        update = RoundUpdate(
             self.rounds,
-            self._told,
+            sum(len(some) for some in self._history),
             features,
-            picks.top,
-            picks.drop,
-            each,
+            picks.last_score,
+            picks.expected_decrease,
+            min(usual * self._widening, max(usual, _LARGEST // count)),
             tokens,
-            frozenset(source for source, may in zip(self._sources, open_, strict=False) if not may),
-            picks.margin,
+            frozenset(source for source, may in zip(self._sources, allowed, strict=False) if not may),
         )
-        answers = self._shards.advance(news, self._own)
-        self._story.append(features)
+        answers = self._shards.advance(update, self._own)
+        if len(features):
+            self._history.append(features)
         if lost := [i for i, answer in answers.items() if answer is None]:
-            everything = np.concatenate([some for some in self._story if len(some)] or [features])
-            picked = self._items.picks(picks.indices, count)
-            again = replace(news, known=0, features=everything)
-            answers |= self._shards.advance(again, {i: picked[i] for i in lost})
-        self._told += len(features)
-        self._news = self._news[:0]
-        heard = [answers[i] for i in range(count)]
-        if missing := [i for i, answer in enumerate(heard) if answer is None]:
+            everything = np.concatenate(self._history or [features])
+            made = len(picks.indices)
+            picked = self._cache.by_shard(picks.indices, np.zeros(made), range(made), count)
+            answers |= self._shards.advance(replace(update, sent=0, features=everything), {i: picked[i] for i in lost})
+        self._unsent = self._unsent[:0]
+        found = [answers[i] for i in range(count)]
+        if missing := [i for i, answer in enumerate(found) if answer is None]:
             raise RuntimeError(f"shard {missing[0]} does not follow the search")
-        return [answer for answer in heard if answer is not None]
-
-    def _report(self, front: DenseFront, found: list[np.ndarray], answers: list[Contenders]) -> None:
-        """Keep for the next round what the shards are to hear: the picks, and the exact residuals of what they sent."""
-        self._news = np.concatenate([self._news, front.rows[front.picked]])
-        picked, start = np.zeros(len(front.rows), dtype=bool), 0
-        picked[front.picked] = True
-        for i, (some, answer) in enumerate(zip(found, answers, strict=True)):
-            here = slice(start, start + len(some))
-            self._own[i] = Exact(answer.rows, front.residuals[here], np.flatnonzero(picked[here]).tolist())
-            start += len(some)
+        return [answer for answer in found if answer is not None]
 
 
-class Arrivals:
-    """n items, numbered as they came; each comes once.
-
-    Attributes:
-        order: (n,) ids, as objects.
-        worth: (n,) float64: what each is worth whatever was picked before.
-        origin: The shard of each, and its row there.
-
-    Args:
-        sources: The names of the ledger's groups.
-    """
+class CandidateCache:
+    """All items that shards ever sent, numbered in the order of arrival; ``sources`` name the budget's groups."""
 
     def __init__(self, sources: Sequence[str]) -> None:
         self._rows: UnitRows | None = None
-        self._come: list[UnitRows] = []  # since rows were last asked for
-        self.order = np.empty(0, dtype=object)
-        self.worth = np.empty(0)
-        self.origin: list[tuple[int, int]] = []
+        self._added: list[UnitRows] = []  # since rows were last asked for
+        self.order = np.empty(0, dtype=object)  # (n,) ids
+        self.modular = np.empty(0)  # (n,)
+        self.origin: list[tuple[int, int]] = []  # the shard of each, and its row there; -1 for what is owned
         self._index: dict[tuple[int, int], int] = {}
         self._ids: set[str] = set()
         self._groups = {source: i for i, source in enumerate(sources)}
 
     @property
-    def rows(self) -> UnitRows | None:
-        """(n, D), as the shards store them; None before the first."""
-        if self._come:  # put behind the others together: each time all are copied
-            first, *more = self._come if self._rows is None else [self._rows, *self._come]
-            self._rows, self._come = first.with_rows(*more), []
+    def rows(self) -> UnitRows:
+        """(n, D), as the shards store them."""
+        if self._added:  # put behind the others together: each time all are copied
+            first, *more = self._added if self._rows is None else [self._rows, *self._added]
+            self._rows, self._added = first.with_rows(*more), []
+        if self._rows is None:
+            raise RuntimeError("no item was sent")
         return self._rows
 
-    def own(self, rows: UnitRows, ledger: Ledger) -> None:
+    def add_owned(self, rows: UnitRows, state: BudgetState) -> None:
         """Take in what is owned and in no shard: it cannot be picked."""
-        ledger.extend(len(rows))
-        self.origin += [(-1, -1)] * len(rows)
-        self._append(rows, [f"owned {i}" for i in range(len(rows))], np.zeros(len(rows)))
+        n = len(rows)
+        state.add_items(np.zeros(n, dtype=np.int64), np.full(n, np.inf), eligible=False)
+        self.origin += [(-1, -1)] * n
+        self._append(rows, [f"owned {i}" for i in range(n)], np.zeros(n))
 
-    def admit(self, shard: int, sent: Contenders, ledger: Ledger) -> np.ndarray:
-        """Take in what has never come before; returns the numbers of all that the shard has sent: (c,) int64.
-
-        Raises:
-            UserError: An id that another shard has sent too.
-        """
+    def add(self, shard: int, sent: Candidates, state: BudgetState) -> np.ndarray:
+        """Take in what is new; returns the numbers of all that the shard has sent: (c,) int64."""
         fresh = [j for j, place in enumerate(sent.new) if (shard, int(sent.rows[place])) not in self._index]
         if fresh:
             for key in ((shard, int(row)) for row in sent.rows[sent.new[fresh]]):
@@ -277,25 +209,24 @@ class Arrivals:
                 raise UserError(f"the id {min(twice)} is in two partitions: ids must be distinct")
             self._ids.update(names)
             groups = np.array([self._groups.get(sent.sources[j], 0) for j in fresh], dtype=np.int64)
-            ledger.admit(groups, sent.costs[fresh])
-            self._append(UnitRows(sent.features[fresh]), names, sent.worth[fresh])
+            state.add_items(groups, sent.costs[fresh])
+            self._append(UnitRows(sent.features[fresh]), names, sent.modular[fresh])
         return np.array([self._index[shard, row] for row in sent.rows.tolist()], dtype=np.int64)
 
-    def _append(self, rows: UnitRows, ids: list[str], worth: np.ndarray) -> None:
-        self._come.append(rows)
+    def _append(self, rows: UnitRows, ids: list[str], modular: np.ndarray) -> None:
+        self._added.append(rows)
         self.order = np.concatenate([self.order, np.array(ids, dtype=object)])
-        self.worth = np.concatenate([self.worth, worth])
+        self.modular = np.concatenate([self.modular, modular])
 
     def stored(self, index: np.ndarray) -> np.ndarray:
         """The features of some, (k,) -> (k, D), as they are stored."""
-        return np.empty((0, 1)) if (rows := self.rows) is None else rows.stored(index)
+        return self.rows.stored(index) if self.origin else np.empty((0, 1))
 
-    def picks(self, index: Iterable[int], shards: int) -> dict[int, Exact]:
-        """Picks, (k,), by the shard that they are from."""
-        own: dict[int, list[int]] = {shard: [] for shard in range(shards)}
-        for shard, row in (self.origin[i] for i in index):
-            own[shard].append(row)
-        return {
-            shard: Exact(np.array(rows, dtype=np.int64), np.zeros(len(rows)), list(range(len(rows))))
-            for shard, rows in own.items()
-        }
+    def by_shard(self, index: Any, residuals: np.ndarray, picked: Sequence[int], shards: int) -> dict[int, Exact]:
+        """Exact residuals of items, (k,), and places of picks among them, by shard and as numbered there."""
+        origin = np.array([self.origin[i] for i in index], dtype=np.int64).reshape(-1, 2)  # (k, 2)
+        found = {}
+        for shard in range(shards):
+            here = np.flatnonzero(origin[:, 0] == shard)
+            found[shard] = Exact(origin[here, 1], residuals[here], np.flatnonzero(np.isin(here, picked)).tolist())
+        return found

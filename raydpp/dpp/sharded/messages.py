@@ -1,107 +1,71 @@
-"""What the shards of an exact search and the one who picks tell each other in a round."""
+"""What the coordinator of an exact search and its shards send each other in a round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True, eq=False)
-class News:
-    """What every shard is told in a round.
-
-    Attributes:
-        number: The round's.
-        known: How many picks were told before.
-        features: (k, D) the picks made since, in order, as they are stored.
-        top: The last pick's score; None where there is none.
-        drop: How far below it the next picks may be.
-        count: How many contenders to send at the most.
-        tokens: The most that an item may cost.
-        shut: Sources of which nothing may be picked any more.
-        margin: What a pick's score may fall short of the best one's by.
-    """
-
-    number: int
-    known: int
-    features: np.ndarray
-    top: float | None
-    drop: float
-    count: int
-    tokens: float | None = None
-    shut: frozenset[str] = frozenset()
-    margin: float = 0.0
+from raydpp.dpp.speculation import RestBound
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """What a shard says of the items it holds back.
+class RoundUpdate:
+    """What every shard gets at the start of a round."""
 
-    Attributes:
-        best: None of them scores above.
-        reach: (j,) float64, falling: the highest that rounding may have them reach.
-        first: (j,) the smallest id among those down to each.
-        rest: The smallest id of all others; None where there is no other.
-    """
+    number: int  # of the round
+    sent: int  # how many picks were sent before
+    features: np.ndarray  # (k, D) the picks made since, in order, as they are stored
+    last_score: float | None  # the last pick's; None where there is none
+    expected_decrease: float  # how far below it the next picks may be
+    count: int  # how many candidates to send at most
+    tokens: float | None = None  # what an item may cost at most
+    blocked: frozenset[str] = frozenset()  # sources of which nothing may be picked any more
 
-    best: float
-    reach: np.ndarray
-    first: list[str]
-    rest: str | None
 
-    def before(self, order: str, reach: float) -> bool:
-        """Whether an item that reaches so high may have a smaller id."""
-        count = int(np.searchsorted(-self.reach, -reach, side="right"))
-        if count == len(self.reach) and self.rest is not None and self.rest < order:
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """What a shard answers."""
+
+    rows: np.ndarray  # (c,) int64: the candidates, numbered as the shard does
+    rest: RestSummary  # everything else
+    largest_residual: float  # of what may still be picked, or a bound on it; -1 where nothing may
+    new: np.ndarray  # (m,) places in rows of those that the coordinator does not have: the rest is about them
+    features: np.ndarray  # (m, D) as stored
+    ids: list[str]
+    modular: np.ndarray  # (m,) float64
+    costs: np.ndarray  # (m,) float64; infinite where costs do not count
+    sources: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class RestSummary:
+    """A bound on the items that a shard does not send."""
+
+    best: float  # none of them scores above
+    tie_bound: np.ndarray  # (j,) float64, falling: how high rounding may lift the j highest of them
+    first: list[str]  # (j,) the smallest id among those down to each
+    other: str | None  # the smallest id of all others
+
+    @classmethod
+    def empty(cls) -> RestSummary:
+        return cls(-np.inf, np.empty(0), [], None)
+
+    def may_precede(self, order: str, score: float) -> bool:
+        """Whether an item that rounding may lift to this score may have a smaller id."""
+        count = int(np.searchsorted(-self.tie_bound, -score, side="right"))
+        if count == len(self.tie_bound) and self.other is not None and self.other < order:
             return True
         return count > 0 and self.first[count - 1] < order
 
 
-@dataclass(frozen=True, eq=False)
-class Contenders:
-    """What a shard sends in a round.
+class ShardRest(RestBound):
+    """Of items that shards did not send."""
 
-    Attributes:
-        rows: (c,) int64: the contenders, numbered as the shard does.
-        held: Everything else.
-        left: The largest residual, or an upper bound on it, of what may still be picked; -1 where nothing may.
-        new: (m,) places in ``rows`` of those that were never sent before; the rest is about them.
-        features: (m, D) as stored.
-        ids: m names.
-        worth: (m,) float64: what each is worth whatever was picked before.
-        costs: (m,) float64; infinite where costs do not count.
-        sources: m labels.
-    """
+    def __init__(self, rest: Sequence[RestSummary]) -> None:
+        self._rest = rest
+        super().__init__(max(one.best for one in rest), max(float(one.tie_bound.max(initial=-np.inf)) for one in rest))
 
-    rows: np.ndarray
-    held: Held
-    left: float
-    new: np.ndarray
-    features: np.ndarray
-    ids: list[str]
-    worth: np.ndarray
-    costs: np.ndarray
-    sources: list[str]
-
-
-class HeldBack:
-    """What is known of the items that shards hold back. See ``Outside``."""
-
-    def __init__(self, held: Sequence[Held]) -> None:
-        self._held = held
-        self._best = max(one.best for one in held)
-        self._highest = max(float(one.reach.max(initial=-np.inf)) for one in held)
-
-    def picked(self, index: int) -> None:
-        """Nothing: what is held back is the same."""
-
-    def below(self, best: float, reach: float, order: Any, margin: float) -> bool:
-        """Whether an item of the front that ties with its best score, exact, goes before everything held back."""
-        if best + margin > self._highest:
-            return True
-        if reach + margin < self._best:
-            return False
-        return margin > 0 or not any(one.before(order, best) for one in self._held)
+    def may_precede(self, order: str, score: float) -> bool:
+        return any(one.may_precede(order, score) for one in self._rest)

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raydpp.dpp import OracleName
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.oracles.choice import OracleName, choose_oracle, make_given, make_oracle, oracle_of_rounds
+from raydpp.dpp.oracles.choice import bounded_oracle, choose_oracle, choose_sharded_oracle, make_oracle
 from raydpp.dpp.oracles.factor import Factor
 from raydpp.dpp.oracles.feature_space import Posterior
 from raydpp.errors import UserError
@@ -33,7 +34,7 @@ def test_each_can_be_made(name: OracleName) -> None:
     assert (oracle.bounds == 1.1).all()
 
 
-def test_what_cannot_run_is_refused_in_words() -> None:
+def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(UserError, match="no oracle 'lazy': use one of auto, textbook"):
         choose_oracle("lazy", Kernel(), 10, 3, 2)  # type: ignore[arg-type]
     for kernel in (Kernel("rbf"), Kernel("cosine", ridge=0.0), Kernel("cosine", ridge=1e-5)):
@@ -43,16 +44,16 @@ def test_what_cannot_run_is_refused_in_words() -> None:
 
 def test_rounds_take_the_cholesky_oracle_where_one_machine_would_take_the_textbook_one() -> None:
     assert choose_oracle("auto", Kernel("rbf"), 200, 384, 50) == "textbook"
-    assert oracle_of_rounds("auto", Kernel("rbf"), 200, 384, 50) == "cholesky"
-    assert oracle_of_rounds("auto", Kernel("cosine"), 30_000, 384, 1_000) == "feature-space"
-    assert oracle_of_rounds("cholesky", Kernel("cosine"), 30_000, 384, 1_000) == "cholesky"
+    assert choose_sharded_oracle("auto", Kernel("rbf"), 200, 384, 50) == "cholesky"
+    assert choose_sharded_oracle("auto", Kernel("cosine"), 30_000, 384, 1_000) == "feature-space"
+    assert choose_sharded_oracle("cholesky", Kernel("cosine"), 30_000, 384, 1_000) == "cholesky"
     with pytest.raises(UserError, match="no textbook oracle: use cholesky"):
-        oracle_of_rounds("textbook", Kernel(), 200, 384, 50)
+        choose_sharded_oracle("textbook", Kernel(), 200, 384, 50)
     with pytest.raises(UserError, match="no oracle 'lazy'"):
-        oracle_of_rounds("lazy", Kernel(), 200, 384, 50)  # type: ignore[arg-type]
+        choose_sharded_oracle("lazy", Kernel(), 200, 384, 50)  # type: ignore[arg-type]
 
 
-def test_what_is_known_exactly_goes_by_the_oracle() -> None:
+def test_what_solves_working_sets_goes_by_the_oracle() -> None:
     rows = UnitRows(np.eye(5))
-    assert isinstance(make_given("cholesky", rows, Kernel("cosine"), 3), Factor)
-    assert isinstance(make_given("feature-space", rows, Kernel("cosine"), 3), Posterior)
+    assert isinstance(bounded_oracle("cholesky").posterior_type(rows, Kernel("cosine"), 3), Factor)
+    assert isinstance(bounded_oracle("feature-space").posterior_type(rows, Kernel("cosine"), 3), Posterior)

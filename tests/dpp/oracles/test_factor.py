@@ -23,24 +23,24 @@ def width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     return int(request.param)
 
 
-def grown(kernel: Kernel, rows: UnitRows, fronts: list[tuple[list[int], list[int]]]) -> tuple[Factor, list[int]]:
+def grown(kernel: Kernel, rows: UnitRows, solved: list[tuple[list[int], list[int]]]) -> tuple[Factor, list[int]]:
     factor, picks = Factor(rows, kernel, 20), []
-    for items, places in fronts:
-        front = factor.open(np.array(items))
+    for items, places in solved:
+        working_set = factor.solve(np.array(items))
         for place in places:
-            front.pick(place)
+            working_set.pick(place)
             picks.append(items[place])
-        factor.close(front)
+        factor.commit(working_set)
     return factor, picks
 
 
-FRONTS = [([0, 5, 9, 11], [2, 0, 3]), ([5, 1, 2], [0]), ([1, 2, 3, 4, 12, 13], [1, 5, 0, 3, 2]), ([20, 21, 22], [0, 1])]
+SETS = [([0, 5, 9, 11], [2, 0, 3]), ([5, 1, 2], [0]), ([1, 2, 3, 4, 12, 13], [1, 5, 0, 3, 2]), ([20, 21, 22], [0, 1])]
 
 
 @pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
 def test_it_is_the_cholesky_factor_of_the_picks(kernel: Kernel, width: int) -> None:
     rows = UnitRows(sphere(30, 7))
-    factor, picks = grown(kernel, rows, FRONTS)
+    factor, picks = grown(kernel, rows, SETS)
     matrix = kernel.matrix(rows.take()).numpy()
     expected = np.linalg.cholesky(matrix[np.ix_(picks, picks)])
     t = len(picks)
@@ -52,34 +52,34 @@ def test_it_is_the_cholesky_factor_of_the_picks(kernel: Kernel, width: int) -> N
     assert torch.equal(factor.features, rows.take(torch.tensor(picks)))
 
 
-def test_a_front_holds_exact_covariances_whether_its_items_were_in_the_last_one_or_not(width: int) -> None:
+def test_a_working_set_holds_exact_covariances_whether_its_items_were_in_the_last_one_or_not(width: int) -> None:
     rows, kernel = UnitRows(sphere(30, 7)), Kernel()
-    factor, picks = grown(kernel, rows, FRONTS)
+    factor, picks = grown(kernel, rows, SETS)
     matrix = kernel.matrix(rows.take()).numpy()
     items = np.array([22, 7, 28, 12, 6])
     known = matrix[picks][:, items]
     expected = matrix[np.ix_(items, items)] - known.T @ np.linalg.solve(matrix[np.ix_(picks, picks)], known)
-    front = factor.open(items)
-    np.testing.assert_allclose(front.residuals, np.diag(expected).clip(0), atol=1e-12)
-    front.pick(1)
+    working_set = factor.solve(items)
+    np.testing.assert_allclose(working_set.residuals, np.diag(expected).clip(0), atol=1e-12)
+    working_set.pick(1)
     pivot = expected[1, 1]
-    np.testing.assert_allclose(front.residuals[3], expected[3, 3] - expected[1, 3] ** 2 / pivot, atol=1e-12)
+    np.testing.assert_allclose(working_set.residuals[3], expected[3, 3] - expected[1, 3] ** 2 / pivot, atol=1e-12)
 
 
 @pytest.mark.parametrize("rows", [2, 50])
 def test_solve_is_the_same_for_few_rows_and_for_many(rows: int, width: int) -> None:
-    factor, picks = grown(Kernel(), UnitRows(sphere(30, 7)), FRONTS)
+    factor, picks = grown(Kernel(), UnitRows(sphere(30, 7)), SETS)
     lower = np.linalg.cholesky(Kernel().matrix(factor.features).numpy())
     for start, stop in ((0, 4), (1, 3), (4, 8), (5, len(picks))):
         right = torch.from_numpy(np.random.default_rng(0).standard_normal((rows, stop - start)))
         out = torch.empty_like(right)
         for _ in range(2):  # the second time a whole panel's inverse is there already
-            factor.solve(start, right, out)
+            factor.solve_block(start, right, out)
         np.testing.assert_allclose(out.numpy() @ lower[start:stop, start:stop].T, right.numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [Kernel("rbf", 2.0), Kernel("cosine")])
-def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_fronts(
+def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_working_sets(
     kernel: Kernel, width: int
 ) -> None:
     x, others = sphere(30, 7), torch.from_numpy(sphere(19, 7, 4))
@@ -87,12 +87,12 @@ def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_f
     factor, picks = Factor(rows, kernel, 40), [others[:9]]
     factor.append(others[:9])
     for start, stop, places in ((9, 11, (3, 1)), (11, 19, (4, 2))):
-        items = np.arange(start - 9, start - 4)  # some were in the last front
-        front = factor.open(items)
+        items = np.arange(start - 9, start - 4)  # some were in the last working set
+        working_set = factor.solve(items)
         for place in places:
-            front.pick(place)
+            working_set.pick(place)
             picks.append(rows.take(torch.tensor([items[place]])))
-        factor.close(front)
+        factor.commit(working_set)
         factor.append(others[start:stop])
         picks.append(others[start:stop])
         factor.append(others[:0])
@@ -108,21 +108,21 @@ def test_picks_that_are_none_of_the_rows_are_appended_before_between_and_after_f
     cross = kernel.cross(everything, rows.take(torch.arange(2, 8))).numpy()
     exact = kernel.variance - (cross * np.linalg.solve(kernel.matrix(everything).numpy(), cross)).sum(axis=0)
     same = np.isin(np.arange(2, 8), [3, 4, 6])  # as picks are
-    np.testing.assert_allclose(factor.open(np.arange(2, 8)).residuals[~same], exact[~same], atol=1e-12)
+    np.testing.assert_allclose(factor.solve(np.arange(2, 8)).residuals[~same], exact[~same], atol=1e-12)
 
 
-def test_a_front_may_be_empty_and_more_rows_may_come_behind() -> None:
+def test_a_working_set_may_be_empty_and_more_rows_may_come_behind() -> None:
     x, kernel = sphere(30, 7), Kernel()
     factor = Factor(UnitRows(x[:10]), kernel, 20)
-    front = factor.open(np.array([2, 4]))
-    front.pick(0)
-    factor.close(front)
-    nothing = factor.open(np.empty(0, dtype=np.int64))
+    working_set = factor.solve(np.array([2, 4]))
+    working_set.pick(0)
+    factor.commit(working_set)
+    nothing = factor.solve(np.empty(0, dtype=np.int64))
     assert len(nothing.residuals) == 0
-    factor.close(nothing)
+    factor.commit(nothing)
     factor.rows = UnitRows(x)
     inner = float(kernel.cross(torch.from_numpy(x[2:3]), torch.from_numpy(x[29:]))[0, 0])
-    assert factor.open(np.array([29])).residuals[0] == pytest.approx(1.0 - inner**2)
+    assert factor.solve(np.array([29])).residuals[0] == pytest.approx(1.0 - inner**2)
 
 
 @settings(max_examples=40, deadline=None)

@@ -7,7 +7,7 @@ import torch
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.oracles.bounds import Exact
-from raydpp.dpp.oracles.feature_space import FeatureSpace, Posterior
+from raydpp.dpp.oracles.feature_space import FeatureSpaceOracle, Posterior
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -20,14 +20,14 @@ def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
 def test_bounds_hold_and_those_of_the_pool_are_near(ridge: float, whole: bool) -> None:
     rows, kernel = UnitRows(sphere(60, 9).astype(np.float32)), Kernel("cosine", ridge=ridge)
     matrix = kernel.matrix(rows.take()).numpy()
-    oracle = FeatureSpace(rows, kernel)
+    oracle = FeatureSpaceOracle(rows, kernel, 40)
     picks: list[int] = []
     for turn in range(8):  # more picks than dimensions
-        front = oracle.open(np.array([turn, turn + 10, turn + 20, turn + 30]))
+        working_set = oracle.solve(np.array([turn, turn + 10, turn + 20, turn + 30]))
         for place in (2, 0):
-            front.pick(place)
-            picks.append(int(front.rows[place]))
-        oracle.close(front)
+            working_set.pick(place)
+            picks.append(int(working_set.rows[place]))
+        oracle.commit(working_set)
         inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks])
         expected = np.diag(matrix) - (matrix[picks] * inner).sum(axis=0)
         expected[picks] = 0.0
@@ -37,24 +37,24 @@ def test_bounds_hold_and_those_of_the_pool_are_near(ridge: float, whole: bool) -
         assert not oracle.stale[wanted].any()
         np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
         assert (oracle.bounds[picks] == 0).all()
-        scout = oracle.scout(wanted[1:9])
-        assert scout is not None
-        np.testing.assert_allclose(scout.residuals, expected[wanted[1:9]], atol=2e-5)
-        exact = oracle.open(wanted[:5])
+        approximated = oracle.approximate(wanted[1:9])
+        assert approximated is not None
+        np.testing.assert_allclose(approximated.residuals, expected[wanted[1:9]], atol=2e-5)
+        exact = oracle.solve(wanted[:5])
         np.testing.assert_allclose(exact.residuals, expected[wanted[:5]], atol=1e-11)
 
 
 def test_items_that_missed_some_picks_or_very_many_are_brought_up_to_date_alike() -> None:
     rows, kernel = UnitRows(sphere(200, 8)), Kernel("cosine", ridge=0.1)
     matrix = kernel.matrix(rows.take()).numpy()
-    oracle = FeatureSpace(rows, kernel)
+    oracle = FeatureSpaceOracle(rows, kernel, 40)
     picks: list[int] = []
     for turn, wanted in enumerate([range(100, 140), range(120, 125), range(130, 180), [150, 199], range(120, 200)]):
-        front = oracle.open(np.arange(5 * turn, 5 * turn + 5))
+        working_set = oracle.solve(np.arange(5 * turn, 5 * turn + 5))
         for place in range(turn + 1):
-            front.pick(place)
+            working_set.pick(place)
             picks.append(5 * turn + place)
-        oracle.close(front)
+        oracle.commit(working_set)
         items = np.array(wanted)
         oracle.refine(items, np.zeros(len(items)))
         inner = np.linalg.solve(matrix[np.ix_(picks, picks)], matrix[picks])
@@ -68,7 +68,7 @@ def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
     x = sphere(80, 6)
     rows, others, kernel = UnitRows(x[:60]), UnitRows(x[60:]).take(), Kernel("cosine", ridge=ridge)
     matrix = kernel.matrix(UnitRows(x).take()).numpy()
-    oracle = FeatureSpace(rows, kernel)
+    oracle = FeatureSpaceOracle(rows, kernel, 40)
     picks: list[int] = []
     for turn in range(6):
         mine = [turn, turn + 20]  # of the rows here; the others are of another place
@@ -78,8 +78,8 @@ def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
         ).sum(axis=0)
         expected[picks] = 0.0
         sent = np.array([turn, 40 + turn, turn + 20, 50 + turn])
-        told = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
-        oracle.append(told, Exact(sent, expected[sent], [0, 2]))
+        appended = torch.cat([rows.take(torch.tensor(mine)), others[3 * turn : 3 * turn + 3]])
+        oracle.append(appended, Exact(sent, expected[sent], [0, 2]))
         assert oracle.error < 1e-5  # a pick is no measure of it: its copy's residual is not 0
         np.testing.assert_array_equal(oracle.bounds[sent], expected[sent])
         assert not oracle.stale[sent].any()
@@ -87,17 +87,17 @@ def test_picks_made_elsewhere_are_followed(ridge: float) -> None:
         wanted = np.setdiff1d(np.arange(turn % 3, 60, 2), picks)
         oracle.refine(wanted, np.zeros(len(wanted)))
         np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
-    oracle.append(others[:0], Exact.nothing())
+    oracle.append(others[:0], Exact.empty())
     np.testing.assert_allclose(oracle.bounds[wanted], expected[wanted], atol=2e-5)
     assert not oracle.stale[wanted].any()
 
 
-def test_what_elsewhere_turns_out_otherwise_raises_the_error() -> None:
+def test_a_difference_found_elsewhere_raises_the_error() -> None:
     rows, others, kernel = UnitRows(sphere(60, 6)), UnitRows(sphere(2, 6, 1)).take(), Kernel("cosine")
-    oracle = FeatureSpace(rows, kernel)
-    oracle.append(others[:1], Exact.nothing())
+    oracle = FeatureSpaceOracle(rows, kernel, 40)
+    oracle.append(others[:1], Exact.empty())
     oracle.refine(np.arange(60), np.zeros(60))
-    oracle.append(others[1:], Exact.nothing())  # the pool follows
+    oracle.append(others[1:], Exact.empty())  # the pool follows
     assert not oracle.stale.any()
     off = Exact(np.array([3, 4]), oracle.bounds[[3, 4]] + [0.0, 2e-3], [])
     oracle.append(others[:0], off)
@@ -116,17 +116,17 @@ X, OTHERS = sphere(40, 6), sphere(25, 6, 3)
 
 
 @pytest.mark.parametrize("ridge", [1e-3, 0.1, 2.0])
-def test_a_front_is_the_covariance_given_the_picks_of_fronts_and_others(ridge: float) -> None:
+def test_a_working_set_is_the_covariance_given_the_picks_of_working_sets_and_others(ridge: float) -> None:
     kernel = Kernel("cosine", ridge=ridge)
     posterior = Posterior(UnitRows(X), kernel)
     picks = np.empty((0, 6))
     for turn in range(4):
-        front = posterior.open(np.arange(5 * turn, 5 * turn + 5))
+        working_set = posterior.solve(np.arange(5 * turn, 5 * turn + 5))
         for place in (3, 0):
-            front.pick(place)
+            working_set.pick(place)
             picks = np.append(picks, X[[5 * turn + place]], axis=0)
         before = posterior.covariance.numpy().copy()
-        drop = posterior.close(front).numpy()
+        drop = posterior.commit(working_set).numpy()
         assert drop.shape == (2, 6)
         np.testing.assert_allclose(before - drop.T @ drop, posterior.covariance.numpy(), atol=1e-14)
         before = posterior.covariance.numpy().copy()
@@ -134,28 +134,28 @@ def test_a_front_is_the_covariance_given_the_picks_of_fronts_and_others(ridge: f
         np.testing.assert_allclose(before - drop.T @ drop, posterior.covariance.numpy(), atol=1e-14)
         picks = np.append(picks, OTHERS[6 * turn : 6 * turn + 6], axis=0)
         exact = given(kernel, X[30:35], picks)
-        np.testing.assert_allclose(posterior.open(np.arange(30, 35)).residuals, np.diag(exact), atol=1e-11)
-    front = posterior.open(np.arange(30, 35))
-    front.pick(2)
+        np.testing.assert_allclose(posterior.solve(np.arange(30, 35)).residuals, np.diag(exact), atol=1e-11)
+    working_set = posterior.solve(np.arange(30, 35))
+    working_set.pick(2)
     exact = given(kernel, X[30:35], picks)
     exact = exact - np.outer(exact[2], exact[2]) / exact[2, 2]
-    np.testing.assert_allclose(np.delete(front.residuals, 2), np.delete(np.diag(exact), 2), atol=1e-11)
+    np.testing.assert_allclose(np.delete(working_set.residuals, 2), np.delete(np.diag(exact), 2), atol=1e-11)
 
 
 def test_nothing_picked_or_appended_changes_nothing() -> None:
     posterior = Posterior(UnitRows(X), Kernel("cosine"))
-    assert posterior.close(posterior.open(np.arange(4))).shape == (0, 6)
+    assert posterior.commit(posterior.solve(np.arange(4))).shape == (0, 6)
     assert posterior.append(torch.empty(0, 6, dtype=torch.float64)).shape == (0, 6)
-    assert posterior.close(posterior.open(np.arange(0))).shape == (0, 6)
+    assert posterior.commit(posterior.solve(np.arange(0))).shape == (0, 6)
     assert torch.equal(posterior.covariance, torch.eye(6, dtype=torch.float64))
 
 
-def test_it_is_factored_anew_from_the_picks_themselves() -> None:
+def test_it_is_refactored_from_the_picks_themselves() -> None:
     posterior = Posterior(UnitRows(X), Kernel("cosine", ridge=0.5))
     posterior.append(torch.from_numpy(OTHERS))
     expected = np.linalg.inv(np.eye(6) + OTHERS.T @ OTHERS / 0.5)
     posterior.covariance += 1e-3  # of rounding, say
-    inverse = posterior.factor_anew().numpy()
+    inverse = posterior.refactor().numpy()
     np.testing.assert_allclose(posterior.covariance.numpy(), expected, atol=1e-14)
     np.testing.assert_allclose(inverse.T @ inverse, expected, atol=1e-14)
 
@@ -163,8 +163,8 @@ def test_it_is_factored_anew_from_the_picks_themselves() -> None:
 def test_more_rows_may_come_behind() -> None:
     posterior = Posterior(UnitRows(X[:10]), Kernel("cosine"))
     posterior.append(torch.from_numpy(OTHERS))
-    before = posterior.open(np.array([3, 9])).residuals
+    before = posterior.solve(np.array([3, 9])).residuals
     posterior.rows = UnitRows(X)
-    after = posterior.open(np.array([3, 9, 39])).residuals
+    after = posterior.solve(np.array([3, 9, 39])).residuals
     np.testing.assert_allclose(after[:2], before, atol=1e-15)
     np.testing.assert_allclose(after[2], given(Kernel("cosine"), X[39:], OTHERS)[0, 0], atol=1e-12)

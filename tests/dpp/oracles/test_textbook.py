@@ -5,7 +5,7 @@ import pytest
 
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.oracles.textbook import Textbook
+from raydpp.dpp.oracles.textbook import TextbookOracle
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -17,7 +17,7 @@ def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
 def test_residuals_are_schur_complements(kernel: Kernel) -> None:
     rows = UnitRows(sphere(20, 6))
     matrix = kernel.matrix(rows.take()).numpy()
-    oracle = Textbook(rows, kernel, 5)
+    oracle = TextbookOracle(rows, kernel, 5)
     assert (oracle.residuals == kernel.variance).all()
     picks: list[int] = []
     for pick in (3, 17, 0, 9, 11):
@@ -32,7 +32,7 @@ def test_residuals_are_schur_complements(kernel: Kernel) -> None:
 
 def test_a_pick_at_the_floor_adds_no_direction() -> None:
     x = sphere(6, 4)
-    oracle = Textbook(UnitRows(np.concatenate([x, x[:1]])), Kernel(), 3)
+    oracle = TextbookOracle(UnitRows(np.concatenate([x, x[:1]])), Kernel(), 3)
     oracle.pick(0)
     before = oracle.residuals.copy()
     oracle.pick(6)

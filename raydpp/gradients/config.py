@@ -1,0 +1,112 @@
+"""What the gradient engine is asked for and what it returns: plain values, which need neither torch nor a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Representation = Literal["gradient", "hidden", "embedding"]
+Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+FULL_WEIGHTS = "full-weights"
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The parameters whose gradients are taken.
+
+    Attributes:
+        kind: "fresh" for a new LoRA adapter, "full-weights" for the layers' own weights, else the folder (or hub name)
+            of an adapter saved by PEFT.
+        rank: r of a fresh adapter.
+        targets: "all-linear", or the module names (suffixes) that a fresh adapter goes on.
+        seed: Seeds the A matrices of a fresh adapter; each also depends on its module's name.
+        layers: "all", "last:N" for the last N transformer blocks, or a regular expression that module names are
+            searched for. The backward pass ends at the first of them.
+    """
+
+    kind: str = "fresh"
+    rank: int = 8
+    targets: str | tuple[str, ...] = "all-linear"
+    seed: int = 0
+    layers: str = "all"
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """What the numbers depend on, beyond the text.
+
+    Attributes:
+        model: A transformers model name or folder, or a .gguf file; for embeddings, a text encoder.
+        representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
+            last hidden states over its response tokens, or a text encoder's mean-pooled output.
+        adapter: The parameters whose gradients are taken (gradients only).
+        dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
+        projection_seed: Seeds the projection.
+        dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
+        batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
+            where larger batches only add padding, and 16,384 on a GPU.
+        difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
+    """
+
+    model: str
+    representation: Representation = "gradient"
+    adapter: Adapter = Adapter()
+    dimension: int = 1024
+    projection_seed: int = 0
+    dtype: Dtype = "auto"
+    batch_tokens: int | None = None
+    difficulty: bool = False
+
+    def budget(self, device: str) -> int:
+        """The most token positions of a batch on a type of device, such as cpu or cuda."""
+        return self.batch_tokens or (512 if device == "cpu" else 16_384)
+
+
+def resolve_dtype(dtype: Dtype, device: str) -> Dtype:
+    """What "auto" means on a type of device, such as cpu or cuda; any other type is itself."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What counts as a response token.
+
+    A template with ``{% generation %}`` marks decides about the end of turn itself.
+
+    Attributes:
+        max_length: The most tokens an example may have. A longer one loses the oldest tokens of its prompt first, and
+            the end of its response only where the response alone is longer.
+        end_of_turn: Whether the token that ends an assistant turn counts, as it does in fine-tuning.
+    """
+
+    max_length: int = 1024
+    end_of_turn: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleFeatures:
+    """Features and scores of n examples, in the order they were given.
+
+    Attributes:
+        features: (n, D) float32 (float64 for a model in float64), unit norm; rows with a reason hold zeros and must not
+            be used.
+        norms: (n,) float32, the features' lengths before they were divided by them (of a projected gradient: its
+            square is an unbiased estimate of the squared length of the whole gradient).
+        losses: (n,) float32, mean negative log-likelihood over response tokens, in nats (perplexity is its
+            exponential); None where the model has no loss.
+        difficulties: (n,) float32, instruction-following difficulty: the loss over the loss without the prompt (Li et
+            al. 2023, arXiv 2308.12032); None where it was not asked for.
+        reasons: Why an example has no feature, or None, for each.
+        padded_tokens: Token positions that were computed, padding included.
+    """
+
+    features: np.ndarray
+    norms: np.ndarray
+    losses: np.ndarray | None
+    difficulties: np.ndarray | None
+    reasons: list[str | None]
+    padded_tokens: int

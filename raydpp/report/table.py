@@ -1,0 +1,98 @@
+"""A table of results: kept in run.json, printed on the terminal, set in the HTML report."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table as TerminalTable
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings: text, numbers, None for an empty cell.
+
+    A column of numbers is right-aligned and has the same decimals throughout: four significant digits of its largest.
+
+    Raises:
+        ValueError: A row has not as many cells as there are headings.
+    """
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.headings):
+                raise ValueError(f"row {number} has {len(row)} cells under {len(self.headings)} headings")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What ``Table(**record)`` makes this table of again; strict JSON where the cells are."""
+        return {"title": self.title, "headings": list(self.headings), "rows": [list(row) for row in self.rows]}
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column, whether it holds numbers and nothing else."""
+        columns = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.headings))]
+        return [bool(column) and all(map(_is_number, column)) for column in columns]
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """Of each row, its cells as they are shown."""
+        columns = [
+            _aligned([row[i] for row in self.rows]) if numeric else [format_value(row[i]) for row in self.rows]
+            for i, numeric in enumerate(self.numeric)
+        ]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def __rich__(self) -> TerminalTable:
+        """For a rich console."""
+        from rich.table import Table as TerminalTable
+        from rich.text import Text
+
+        table = TerminalTable(title=self.title)
+        for heading, numeric in zip(self.headings, self.numeric, strict=True):
+            table.add_column(heading, justify="right" if numeric else "left")
+        for row in self.cells:
+            table.add_row(*map(Text, row))  # names may hold what rich takes for its markup
+        return table
+
+
+def format_value(value: object) -> str:
+    """Counts with separators, other numbers with four significant digits, yes or no; nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, numbers.Integral):
+        return f"{int(value):,}"
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        if not math.isfinite(number):
+            return "n/a" if math.isnan(number) else ("∞" if number > 0 else "-∞")
+        return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
+    return str(value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _aligned(values: Sequence[Any]) -> list[str]:
+    """Numbers, and None, with as many decimals as the largest needs for four significant digits."""
+    finite = [float(value) for value in values if value is not None and math.isfinite(value)]
+    largest = max(map(abs, finite), default=0.0)
+    if not 1e-6 <= largest < 1e15:  # all zero, or better with an exponent
+        return [format_value(value) for value in values]
+    needed = max(len(f"{value:.4g}".partition(".")[2]) for value in finite)
+    decimals = min(needed, max(0, 3 - math.floor(math.log10(largest))))
+    return [
+        format_value(value) if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}"
+        for value in values
+    ]
