@@ -7,6 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.storage import Folder
-from raydpp.tables import GRADIENTS, Part, gradient_schema, write_table
+from raydpp.tables import GRADIENTS, Part, gradient_schema, parquet_parts, write_table
 from tests.faults import Deadly, faulty, refusing
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
@@ -147,6 +148,25 @@ def test_what_one_row_does_to_the_tokenizer_is_its_reason(job: ExtractJob, tiny_
     assert "no user" in bad_row["reason"]
 
 
+def test_a_task_that_tokenises_loads_no_model_library(job: ExtractJob, corpus: str, tiny_model: str) -> None:
+    import ray
+
+    @ray.remote(runtime_env={"env_vars": {"PROCESS": "of its own"}}, num_cpus=0.1)
+    def loaded(job: ExtractJob, part: Part) -> tuple[set[str], set[str]]:
+        """The modules of a process that has begun a task, and those of one that has done it."""
+        import sys
+
+        begun = set(sys.modules)
+        assert tokenize_unit(Unit("u", part, np.array([0])), job)["ids"].null_count == 0
+        return begun, set(sys.modules)
+
+    part = parquet_parts(Folder.at(corpus).below("corpus"))[0]
+    begun, done = ray.get(loaded.remote(replace(job, extractor=ExtractorConfig(tiny_model)), part))
+    assert "raydpp.extract.workers" in begun  # as in an actor, whose model has a process of its own
+    assert not begun & {"torch", "transformers", "peft"}
+    assert not done & {"raydpp.gradients.representations", "peft"}  # transformers imports torch for a tokenizer
+
+
 HERE = Path(__file__).parent
 
 
@@ -223,6 +243,7 @@ def run_script(name: str, corpus: str, folder: Path, model: str) -> str:
 
 DRIVER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 import ray
 address, root, folder, corpus, model = sys.argv[1:]
