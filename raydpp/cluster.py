@@ -154,7 +154,7 @@ class OnRay(Here):
 
     @property
     def threads(self) -> int:
-        return max(1, *(int(node["Resources"].get("CPU", 1)) for node in alive_nodes()), 1)
+        return max([1, *(int(node["Resources"].get("CPU", 1)) for node in alive_nodes())])
 
     def counter(self, bar: Any) -> Any:
         return RemoteCounter()
@@ -196,7 +196,7 @@ def tasks_for(stage: str, address: str | None, paths: Sequence[str], alone: bool
 
     RAY_ADDRESS names a cluster too; ``paths`` are the user's, as they were given. See ``connect``.
     """
-    if alone and not (address or os.environ.get("RAY_ADDRESS")):
+    if alone and not named_cluster(address):
         return Here()
     connect(address, paths)
     return OnRay(stage)
@@ -236,6 +236,11 @@ def growth() -> Mapping[str, float]:
     return state.get_max_resources_from_cluster_config() or {}
 
 
+def named_cluster(address: str | None) -> str:
+    """The Ray cluster that the user named, by address or in RAY_ADDRESS; empty where none is."""
+    return address or os.environ.get("RAY_ADDRESS", "")
+
+
 def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     """Connect to a Ray cluster, or start a local one; once a process.
 
@@ -253,7 +258,7 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     import ray
 
     if not ray.is_initialized():
-        target = address or os.environ.get("RAY_ADDRESS", "")
+        target = named_cluster(address)
         try:
             if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", target):  # Ray itself would try for many minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()

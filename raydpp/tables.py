@@ -101,8 +101,9 @@ class Part:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Some of its columns. Raises UserError naming the columns it has where one is missing."""
-        if missing := [column for column in columns if column not in self.columns]:
-            raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(self.columns)}")
+        names = self.columns
+        if missing := [column for column in columns if column not in names]:
+            raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(names)}")
         return pq.read_table(self.name, columns=list(columns), filesystem=self.folder.system, partitioning=None)
 
 

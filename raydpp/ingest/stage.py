@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from raydpp import runs
-from raydpp.cluster import connect, unwrap_task_errors
+from raydpp.cluster import connect, named_cluster, unwrap_task_errors
 from raydpp.errors import UserError
 from raydpp.ingest.schemas import ColumnNames
 from raydpp.progress import progress_bar
@@ -124,7 +123,7 @@ def ingest(
 def needs_cluster(files: Sequence[RawFile], address: str | None) -> bool:
     """Whether Ray reads the input: a cluster is named, or the input is large, or nobody knows how large it is."""
     size = sum(_LARGE if file.bytes is None else file.bytes for file in files)
-    return size >= _LARGE or bool(address or os.environ.get("RAY_ADDRESS"))
+    return size >= _LARGE or bool(named_cluster(address))
 
 
 def _report_schemas(files: Sequence[SniffedFile]) -> None:
