@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from typing import Any
@@ -11,19 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from raydpp.errors import RowError, UserError
+from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
 from raydpp.extract.units import unit_rows
-from raydpp.extract.workers import tokenize_row
+from raydpp.extract.workers import tokenize_first
 from raydpp.gradients.batches import take_batch
 from raydpp.gradients.config import ExtractorConfig, Masking
 from raydpp.gradients.representations import Extractor, GradientExtractor, load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.progress import progress_bar
 from raydpp.runs import RunResult
-from raydpp.tables import read_columns
 
-_SAMPLE = 1_000  # conversations that are tokenised; the first ones in the corpus, which is in random order
 _TRIED = 8  # examples whose features are computed together and alone
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
 _ACTORS = (1, 2, 4, 8, 16, 32, 64)
@@ -39,7 +36,12 @@ def dry_run(
             depend on what they are batched with.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    examples, rejected = _tokenize(chosen, config, masking)
+    examples, reasons = tokenize_first(chosen, config, masking)
+    rejected = sum(reasons.values())
+    if not examples:
+        raise UserError(
+            f"none of the first {rejected} conversations can be used: {max(reasons, key=reasons.__getitem__)}"
+        )
     began = time.perf_counter()
     extractor = load_extractor(config, device)
     start_up = time.perf_counter() - began
@@ -62,21 +64,6 @@ def batch_error(extractor: Extractor, examples: list[TokenizedExample]) -> float
     together = extractor(examples).features  # (n, D)
     alone = np.concatenate([extractor([example]).features for example in examples])
     return float(np.linalg.norm(together - alone, axis=1).max())
-
-
-def _tokenize(chosen: Sample, config: ExtractorConfig, masking: Masking) -> tuple[list[TokenizedExample], int]:
-    """Of the first _SAMPLE conversations those that can be used, and how many cannot."""
-    tables = (chosen.filter(read_columns([part], ["id", "source", "messages"])) for part in chosen.parts)
-    rows = (row for table in tables for row in table.slice(0, _SAMPLE).to_pylist())
-    examples, rejected, reason = [], 0, ""
-    for row in itertools.islice(rows, _SAMPLE):
-        try:
-            examples.append(tokenize_row(row["messages"], config, masking))
-        except RowError as error:
-            rejected, reason = rejected + 1, str(error)
-    if not examples:
-        raise UserError(f"none of the first {rejected} conversations can be used: {reason}")
-    return examples, rejected
 
 
 def _measure(extractor: Extractor, examples: list[TokenizedExample], seconds: float) -> dict[str, float]:
@@ -120,7 +107,7 @@ def _estimate(
         "tokens": round(tokens),
         "tokens_error": error if rows > tokenised else 0.0,
         "response_tokens": round(response_tokens),
-        "truncated": round(usable * float(np.mean([example.truncated for example in examples]))),
+        "truncated": round(usable * float(np.mean([example.cut > 0 for example in examples]))),
         "padding": padding(lengths.tolist(), budget, unit_rows(rows, budget)),
         "flops": _flops(extractor, tokens, response_tokens),
         "table_bytes": round(usable * (extractor.dimension * {"float16": 2, "float32": 4}[store_as] + 60)),

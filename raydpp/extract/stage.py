@@ -36,7 +36,7 @@ def extract(
     layers: str = "all",
     lora_rank: int = 8,
     lora_targets: list[str] | None = None,
-    max_length: int = 1024,
+    max_length: int = 2048,
     end_of_turn: bool = True,
     difficulty: bool = False,
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
@@ -62,7 +62,8 @@ def extract(
         limit: Only this many conversations: those with the smallest ids, which is a uniform sample and always the
             same one; default all.
         per_source: Only this many conversations of each source, those with the smallest ids; default all.
-        max_length: The most tokens of one conversation; longer ones lose the start of their prompt first.
+        max_length: The most tokens of one conversation, or the model's window where that is shorter. Longer ones lose
+            the start of their prompt first, but never the last quarter of this length before the response.
         end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
 
     What to extract of each:
@@ -132,7 +133,7 @@ def extract(
     if run.done:
         return run.done
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded
-    from raydpp.extract.workers import ExtractJob, run_units
+    from raydpp.extract.workers import ExtractJob, run_units, tokenize_first
     from raydpp.gradients.fingerprint import fingerprint
     from raydpp.gradients.model import load_config, load_tokenizer
 
@@ -156,6 +157,9 @@ def extract(
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
     if len(before.ids):
         log.info("extract: %d of them are done already", len(before.ids))
+    else:
+        examples, _ = tokenize_first(chosen, extractor, masking)
+        log.info("extract: %s", cuts_expected([example.cut for example in examples], chosen.rows, masking.max_length))
     began = time.perf_counter()
     with unwrap_task_errors(), progress_bar("extract", chosen.rows, "conversation") as bar:
         bar.update(len(before.ids))
@@ -177,6 +181,18 @@ def extract(
         counts={"in": chosen.rows, **counts},
         timings={"seconds": round(seconds, 3), "tokens_per_second": rate, "padding": waste, **session},
         plan=asdict(plan),
+    )
+
+
+def cuts_expected(cut: list[int], rows: int, max_length: int) -> str:
+    """How many of ``rows`` conversations are longer than allowed, from the tokens that each of a sample loses."""
+    losses = sorted(filter(None, cut))
+    if not losses:
+        return f"none of the {'first ' if len(cut) < rows else ''}{len(cut):,} has more than {max_length:,} tokens"
+    share = f"about {len(losses) / len(cut):.1%} of all, " if len(cut) < rows else ""
+    return (
+        f"{share}{len(losses):,} of {len(cut):,} have more than {max_length:,} tokens and will be cut, by"
+        f" {losses[len(losses) // 2]:,} tokens at the median and {losses[-1]:,} at most (--max-length)"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,7 @@ from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
 from raydpp.storage import Folder
-from raydpp.tables import GRADIENTS, Part, vector_array, write_table
+from raydpp.tables import GRADIENTS, Part, read_columns, vector_array, write_table
 
 COUNTS = ("rows", "rejects", "tokens", "padded_tokens", "model_seconds")
 """What an actor reports of a unit."""
@@ -39,7 +41,7 @@ _TOKENIZED = pa.schema(
         ("source", pa.string()),
         ("ids", pa.list_(pa.int32())),
         ("response", pa.list_(pa.bool_())),
-        ("truncated", pa.bool_()),
+        ("cut", pa.int32()),  # tokens left out
         ("reason", pa.string()),  # null where the row can be used
     ]
 )
@@ -126,10 +128,10 @@ def tokenize_unit(unit: Unit, job: ExtractJob) -> pa.Table:
     """The unit's conversations as the model reads them, or the reason why one cannot be used: _TOKENIZED."""
     rows: list[dict[str, Any]] = []
     for row in unit.read(["id", "source", "messages"]).to_pylist():
-        found: dict[str, Any] = {"unit": unit.name, "id": row["id"], "source": row["source"], "truncated": False}
+        found: dict[str, Any] = {"unit": unit.name, "id": row["id"], "source": row["source"], "cut": 0}
         try:
             example = tokenize_row(row["messages"], job.extractor, job.masking)
-            found |= {"ids": example.ids, "response": example.response, "truncated": example.truncated}
+            found |= {"ids": example.ids, "response": example.response, "cut": example.cut}
         except RowError as error:
             found["reason"] = str(error)
         rows.append(found)
@@ -150,6 +152,22 @@ def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) ->
         raise
     except Exception as error:  # any: one row must not end the job
         raise RowError(f"the tokenizer failed on this row: {type(error).__name__}: {error}") from error
+
+
+def tokenize_first(
+    chosen: Sample, extractor: ExtractorConfig, masking: Masking, most: int = 1_000
+) -> tuple[list[TokenizedExample], dict[str, int]]:
+    """Of the first conversations, a random sample, those that can be used; and the reasons of others, counted."""
+    tables = (chosen.filter(read_columns([part], ["id", "source", "messages"])) for part in chosen.parts)
+    rows = (row for table in tables for row in table.slice(0, most).to_pylist())
+    examples: list[TokenizedExample] = []
+    reasons: Counter[str] = Counter()
+    for row in itertools.islice(rows, most):
+        try:
+            examples.append(tokenize_row(row["messages"], extractor, masking))
+        except RowError as error:
+            reasons[str(error)] += 1
+    return examples, reasons
 
 
 class FeatureActor:
@@ -180,8 +198,8 @@ class FeatureActor:
         began = time.perf_counter()
         usable = table.filter(pc.is_null(table["reason"]))
         examples = [
-            TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["truncated"])
-            for row in usable.select(["ids", "response", "truncated"]).to_pylist()
+            TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["cut"])
+            for row in usable.select(["ids", "response", "cut"]).to_pylist()
         ]
         result = self._extractor(examples)
         seconds = time.perf_counter() - began
@@ -229,7 +247,7 @@ def feature_table(
         "loss": pa.nulls(len(length), pa.float32()) if result.losses is None else pa.array(result.losses),
         "prompt_tokens": pa.array(length - response),
         "response_tokens": pa.array(response),
-        "truncated": usable["truncated"],
+        "truncated": pc.greater(usable["cut"], 0),
     }
     if result.difficulties is not None:
         columns["difficulty"] = pa.array(result.difficulties)

@@ -78,12 +78,12 @@ class Masking:
     A template with ``{% generation %}`` marks decides about the end of turn itself.
 
     Attributes:
-        max_length: The most tokens an example may have. A longer one loses the oldest tokens of its prompt first, and
-            the end of its response only where the response alone is longer.
+        max_length: The most tokens an example may have. A longer one loses the oldest tokens of its prompt first, but
+            never the last quarter of ``max_length`` before the first response; then the end of its responses.
         end_of_turn: Whether the token that ends an assistant turn counts, as it does in fine-tuning.
     """
 
-    max_length: int = 1024
+    max_length: int = 2048
     end_of_turn: bool = True
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from raydpp.gradients.chat_template import template_of
 from raydpp.gradients.config import FULL_WEIGHTS, ExtractorConfig, Masking
 from raydpp.gradients.model import revision
-from raydpp.gradients.tokenization import template_of
+from raydpp.gradients.tokenization import MASK_RULE
 
 
 def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, store_as: str) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
         "revision": revision(extractor.model),
         "representation": extractor.representation,
         "tokenizer": _hash(vocabulary),
-        "masking": asdict(masking),
+        "masking": {**asdict(masking), "rule": MASK_RULE},
         "normalisation": "unit norm",
         "dtype": extractor.dtype,
         "stored_as": store_as,

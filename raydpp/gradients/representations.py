@@ -163,12 +163,12 @@ def without_prompt(example: TokenizedExample) -> TokenizedExample:
     """The responses alone: their tokens, and the one before each turn's first, which it is predicted from."""
     kept = example.response.copy()
     kept[:-1] |= example.response[1:]
-    return TokenizedExample(example.ids[kept], example.response[kept], example.truncated)
+    return TokenizedExample(example.ids[kept], example.response[kept], example.cut)
 
 
 def _probe() -> TokenizedExample:
     """Eight tokens that every vocabulary has, to try a model on."""
-    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, False)
+    return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, cut=0)
 
 
 def _require_causal(model: nn.Module, name: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract import workers
-from raydpp.extract.stage import extract
+from raydpp.extract.stage import cuts_expected, extract
 from raydpp.tables import gradient_schema, vectors
 from tests.faults import faulty, refusing
 
@@ -146,3 +146,25 @@ def part_of_corpus(corpus: str, out: Path, rows: int) -> str:
     (out / "run.json").write_text(json.dumps(record))
     (out / "_SUCCESS").touch()
     return str(out)
+
+
+@pytest.mark.parametrize(
+    ("cut", "rows", "expected"),
+    [
+        ([0, 0], 2, "none of the 2 has more than 64 tokens"),
+        ([0, 0], 9, "none of the first 2 has more than 64 tokens"),
+        ([0, 5, 1_300, 7], 4, "3 of 4 have more than 64 tokens and will be cut, by 7 tokens at the median and 1,300"),
+        ([0, 5, 0, 0], 400, "about 25.0% of all, 1 of 4 have more than 64 tokens and will be cut, by 5 tokens"),
+    ],
+)
+def test_what_will_be_cut_is_said_before(cut: list[int], rows: int, expected: str) -> None:
+    assert cuts_expected(cut, rows, 64).startswith(expected)
+
+
+def test_a_run_says_what_it_will_cut(
+    corpus: str, tiny_model: str, cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        done = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=8, max_length=12)
+    (said,) = [message for message in caplog.messages if "will be cut" in message]
+    assert said.startswith(f"extract: {done.record['counts']['truncated']} of 40 have more than 12 tokens")

@@ -88,7 +88,7 @@ def unit(first: list[int | None]) -> pa.Table:
             "source": "s",
             "ids": None if token is None else [token, 1],
             "response": None if token is None else [False, True],
-            "truncated": False,
+            "cut": 0,
             "reason": "refused" if token is None else None,
         }
         for row, token in enumerate(first)

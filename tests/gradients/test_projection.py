@@ -124,7 +124,8 @@ def test_a_models_precision_changes_no_more_than_its_rounding(kind: Kind, dtype:
     data = draw(kind, 4)
     exact = project(kind, data, 64, 0)
     rounded = project(kind, {name: (a.to(dtype), g.to(dtype)) for name, (a, g) in data.items()}, 64, 0)
-    assert (rounded - exact).norm() < 2 * torch.finfo(dtype).eps * exact.norm()
+    # How a matrix product is summed up, and so how much its rounding adds, depends on the processor.
+    assert (rounded - exact).norm() < 4 * torch.finfo(dtype).eps * exact.norm()
 
 
 def test_the_two_sided_projection_estimates_what_the_dense_reference_does_and_errs_hardly_more() -> None:

@@ -2,15 +2,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raydpp.errors import RowError
+from raydpp.gradients.chat_template import DEFAULT_TEMPLATE, template_of
 from raydpp.gradients.config import Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import (
-    DEFAULT_TEMPLATE,
     TokenizedExample,
-    template_of,
     tokenize,
     tokenize_for_encoder,
 )
@@ -70,7 +70,7 @@ def test_every_assistant_turn_counts_and_nothing_else(tokenizer: Any, end_of_tur
         f" <|im_start|> assistant | [one] {end} | <|im_start|> tool | two three <|im_end|> |"
         f" <|im_start|> assistant | [a] [b]{' ' + end if end_of_turn else ''}"
     )
-    assert not found.truncated
+    assert not found.cut
 
 
 def test_an_answer_that_repeats_the_question_is_not_confused_with_it(tokenizer: Any) -> None:
@@ -104,14 +104,53 @@ def test_a_base_model_gets_the_default_template(tokenizer: Any) -> None:
 def test_truncation_keeps_the_response_and_is_recorded(tokenizer: Any) -> None:
     whole = tokenize([SYSTEM, ASK, ANSWER], tokenizer, Masking())
     cut = tokenize([SYSTEM, ASK, ANSWER], tokenizer, Masking(max_length=8))
-    assert cut.truncated
+    assert cut.cut == len(whole.ids) - 8
     assert cut.ids.tolist() == whole.ids[-8:].tolist()
     assert cut.response.sum() == whole.response.sum() == 3
     long = {"role": "assistant", "content": "a b c " * 20}
     cut = tokenize([ASK, long], tokenizer, Masking(max_length=10))
-    assert shown(cut, tokenizer).startswith("| [a] [b] [c]")  # one token to predict the first one from
+    assert shown(cut, tokenizer).startswith("<|im_end|> | <|im_start|> assistant | [a] [b] [c]")
     assert len(cut.ids) == 10
-    assert cut.truncated
+    assert cut.cut == len(tokenize([ASK, long], tokenizer, Masking()).ids) - 10
+
+
+@pytest.mark.parametrize("marks", [False, True])
+def test_a_turn_of_weight_0_is_context(tokenizer: Any, marks: bool) -> None:
+    if marks:
+        tokenizer.chat_template = tokenizer.chat_template.replace(
+            "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}",
+            "{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['role'] == 'assistant' %}{% generation %}"
+            "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+            "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{{ '\\n' }}",
+        )
+        assert "generation" in tokenizer.chat_template
+    found = tokenize([ASK, {**REPLY, "weight": 0}, AGAIN, {**MORE, "weight": 1}], tokenizer, Masking())
+    assert shown(found, tokenizer).endswith("assistant | [one] [two] [<|im_end|>]")
+    assert found.response.sum() == 3
+    with pytest.raises(RowError, match="no response token"):
+        tokenize([ASK, {**ANSWER, "weight": 0}], tokenizer, Masking())
+
+
+@pytest.mark.parametrize("max_length", [8, 20, 64, 200])
+def test_no_answer_loses_all_of_its_question(tokenizer: Any, max_length: int) -> None:
+    asks, answers = {"role": "user", "content": "what is " * 100}, {"role": "assistant", "content": "a b c " * 100}
+    cut = tokenize([asks, answers, AGAIN, MORE], tokenizer, Masking(max_length))
+    first = int(np.flatnonzero(cut.response)[0])
+    assert first >= max(max_length // 4, min(32, max_length // 2))
+    assert len(cut.ids) == max_length
+    assert cut.response[first:].all()
+
+
+def test_reasoning_is_part_of_the_response(tokenizer: Any, encoder: Any) -> None:
+    thought = {"role": "assistant", "content": "a b", "reasoning_content": "one two"}
+    found = shown(tokenize([ASK, thought], tokenizer, Masking()), tokenizer)
+    assert found.endswith("[one] [two] [|] [<unk>] [|] [|] [a] [b] [<|im_end|>]")
+    assert "(one) (two)" in framed(tokenize_for_encoder([ASK, thought], encoder, 64), encoder)
+
+
+def test_a_turn_of_weight_0_is_no_response_for_an_encoder(encoder: Any) -> None:
+    found = tokenize_for_encoder([ASK, {**CALL, "weight": 0}, AGAIN, MORE], encoder, 64)
+    assert framed(found, encoder) == "[CLS] what is a one and b (one) (two) [SEP]"
 
 
 def test_what_has_no_response_token_is_refused(tokenizer: Any) -> None:
@@ -129,7 +168,7 @@ def test_what_the_template_refuses_is_refused_with_its_words(tokenizer: Any) -> 
 def test_an_encoder_sees_every_turn_and_responses_are_marked(encoder: Any) -> None:
     found = tokenize_for_encoder([SYSTEM, ASK, REPLY, AGAIN, MORE], encoder, 64)
     assert framed(found, encoder) == "[CLS] the sky what is a (a) (blue) (##bell) and b (one) (two) [SEP]"
-    assert not found.truncated
+    assert not found.cut
     assert found.ids.dtype == "int32"
 
 
@@ -150,8 +189,8 @@ def test_characters_that_the_tokenizer_drops_or_changes_move_nothing(encoder: An
     [
         (8, "[CLS] what is a (a) (blue) (##bell) [SEP]"),
         (7, "[CLS] is a (a) (blue) (##bell) [SEP]"),
-        (5, "[CLS] (a) (blue) (##bell) [SEP]"),
-        (4, "[CLS] (a) (blue) [SEP]"),
+        (5, "[CLS] a (a) (blue) [SEP]"),
+        (4, "[CLS] a (a) [SEP]"),
         (3, "[CLS] (a) [SEP]"),
     ],
 )
@@ -161,25 +200,25 @@ def test_what_is_too_long_loses_its_start_then_the_end_of_the_response(
     found = tokenize_for_encoder([ASK, REPLY], encoder, max_length)
     assert framed(found, encoder) == expected
     assert len(found.ids) == max_length
-    assert found.truncated == (max_length < 8)
+    assert found.cut == 8 - max_length
 
 
 @pytest.mark.parametrize(
     ("max_length", "expected"),
     [
-        (10, "[CLS] a (a) (blue) (##bell) and b (one) (two) [SEP]"),
-        (9, "[CLS] (a) (blue) (##bell) and b (one) (two) [SEP]"),
-        (8, "[CLS] (a) (blue) (##bell) and b (one) [SEP]"),
-        (6, "[CLS] (a) (blue) (##bell) and [SEP]"),
+        (12, "[CLS] what is a (a) (blue) (##bell) and b (one) (two) [SEP]"),
+        (10, "[CLS] what is a (a) (blue) (##bell) and b [SEP]"),
+        (8, "[CLS] what is a (a) (blue) (##bell) [SEP]"),
+        (6, "[CLS] is a (a) (blue) [SEP]"),
     ],
 )
-def test_the_first_response_is_kept_before_the_last(encoder: Any, max_length: int, expected: str) -> None:
+def test_the_first_response_and_its_question_come_before_the_last(encoder: Any, max_length: int, expected: str) -> None:
     assert framed(tokenize_for_encoder([ASK, REPLY, AGAIN, MORE], encoder, max_length), encoder) == expected
 
 
 def test_what_follows_the_last_response_goes_before_the_response(encoder: Any) -> None:
     found = tokenize_for_encoder([ASK, REPLY, AGAIN], encoder, 6)
-    assert framed(found, encoder) == "[CLS] a (a) (blue) (##bell) [SEP]"
+    assert framed(found, encoder) == "[CLS] is a (a) (blue) [SEP]"
 
 
 def test_a_tokenizer_without_special_tokens_loses_none() -> None:
@@ -192,7 +231,7 @@ def test_a_tokenizer_without_special_tokens_loses_none() -> None:
     turns = [{"role": "user", "content": "a a a"}, {"role": "assistant", "content": "b"}]
     found = tokenize_for_encoder(turns, plain, 2)
     assert framed(found, plain) == "a (b)"
-    assert found.truncated
+    assert found.cut
 
 
 def test_the_line_ends_around_a_response_are_no_part_of_it() -> None:
