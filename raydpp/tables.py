@@ -24,12 +24,20 @@ from raydpp.storage import Folder, last_name
 
 _ROW_GROUP = 4096
 
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+MESSAGES = pa.list_(
+    pa.struct(
+        [("role", pa.string()), ("content", pa.string()), ("reasoning_content", pa.string()), ("weight", pa.int8())]
+    )
+)
+"""Turns: reasoning_content is null where there is none, weight is 0 for an assistant's that is context, else null."""
 
 
 def corpus_schema(carried: Mapping[str, pa.DataType] | None = None) -> pa.Schema:
-    """The corpus table: one conversation a row, plus the columns the user asked to carry."""
-    own = [("id", pa.string()), ("source", pa.string()), ("messages", MESSAGES)]
+    """The corpus table: one conversation a row, plus the columns the user asked to carry.
+
+    ``extra`` holds all columns of the row that the conversation is not made of, as one JSON object.
+    """
+    own = [("id", pa.string()), ("source", pa.string()), ("messages", MESSAGES), ("extra", pa.string())]
     return pa.schema([*own, *(carried or {}).items()])
 
 

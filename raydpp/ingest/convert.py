@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydpp.errors import RowError, UserError
-from raydpp.ingest.conversation import conversation_id, validated
+from raydpp.ingest.conversation import Message, conversation_id, validated
 from raydpp.ingest.files import RawFile, read_rows
 from raydpp.ingest.rows import RawRow
-from raydpp.ingest.schemas import ColumnNames, Schema, detect_schema
+from raydpp.ingest.schemas import ColumnNames, Schema, detect_schemas, is_missing, is_row, schema_of
 from raydpp.storage import Folder
 from raydpp.tables import corpus_schema, parquet_parts, read_columns, write_table
 
@@ -30,28 +32,37 @@ _CHUNK = 2_000  # rows of a raw file that are staged together
 
 @dataclass(frozen=True)
 class SniffedFile:
-    """What the first rows of a file say; it has no schema where none of them can be read."""
+    """What the first rows of a file say; it has no schemas where none of them can be read."""
 
     file: RawFile
+    source: str
+    names: ColumnNames
     columns: tuple[str, ...]
-    schema: Schema | None
+    schemas: tuple[Schema, ...]
     numeric: dict[str, bool]  # of carried columns with values: whether all are numbers
 
     @property
-    def source(self) -> str:
-        """The file's name without its folder and suffixes."""
-        return PurePosixPath(self.file.name).name.split(".")[0]
+    def unused(self) -> list[str]:
+        """The columns that no conversation is made of."""
+        used = {name for schema in self.schemas for name in (*schema.columns, *schema.companions, "tools", "label")}
+        return [name for name in self.columns if name not in used]
+
+    def rows(self) -> Iterator[RawRow]:
+        return read_rows(self.file, functools.partial(is_row, names=self.names))
 
 
-def sniff(file: RawFile, names: ColumnNames, carry: Sequence[str]) -> SniffedFile:
-    """Detect a file's schema by its first readable rows; UserError where it has none that is known."""
-    readable = (raw.value for raw in islice(read_rows(file), 100 * _SNIFFED) if raw.value is not None)
+def sniff(file: RawFile, source: str, names: ColumnNames, carry: Sequence[str]) -> SniffedFile:
+    """Detect a file's schemas by its first readable rows; UserError where it has none that is known."""
+    sniffed = SniffedFile(file, source, names, (), (), {})
+    readable = (raw.value for raw in islice(sniffed.rows(), 100 * _SNIFFED) if raw.value is not None)
     rows = list(islice(readable, _SNIFFED))
     columns = tuple(dict.fromkeys(column for row in rows for column in row))
     values = {column: [row[column] for row in rows if row.get(column) is not None] for column in carry}
     numeric = {column: all(map(_is_number, held)) for column, held in values.items() if held}
     try:
-        return SniffedFile(file, columns, detect_schema(columns, names) if columns else None, numeric)
+        return replace(
+            sniffed, columns=columns, schemas=detect_schemas(columns, names) if columns else (), numeric=numeric
+        )
     except UserError as error:
         raise UserError(f"{file.url}: {error}") from None
 
@@ -73,6 +84,7 @@ class IngestJob:
     strip_markers: bool
     buckets: int  # files of the corpus
     out: Folder
+    source_column: str | None = None
 
     @property
     def staged_schema(self) -> pa.Schema:
@@ -83,7 +95,7 @@ class IngestJob:
     def stage_file(self, index: int) -> Iterator[dict[str, int]]:
         """Read one file; stage its conversations and rejects chunk by chunk, and yield each chunk's counts."""
         file = self.files[index].file
-        rows = read_rows(file)
+        rows = self.files[index].rows()
         while chunk := list(islice(rows, _CHUNK)):
             found = [(raw.row, result) for raw in chunk for result in self.convert_row(raw, index)]
             examples = [result for _, result in found if isinstance(result, dict)]
@@ -102,16 +114,21 @@ class IngestJob:
     def convert_row(self, raw: RawRow, index: int) -> Iterator[dict[str, Any] | str]:
         """The conversations of one row of a file; for one that cannot be used, the reason."""
         sniffed = self.files[index]
-        if raw.value is None or sniffed.schema is None:
+        if raw.value is None or not sniffed.schemas:
             yield raw.reason or "the file has no readable columns"
             return
+        row = raw.value
+        schema = schema_of(row, sniffed.schemas)
         try:
-            conversations = sniffed.schema.read(raw.value)
-            carried = {name: _carried(raw.value.get(name), name, kind) for name, kind in self.carried.items()}
+            conversations = schema.read(row)
+            carried = {name: _carried(row.get(name), name, kind) for name, kind in self.carried.items()}
+            source = self.source_column and _carried(row.get(self.source_column), self.source_column, pa.string())
+            unused = {name: value for name, value in row.items() if name not in (*schema.columns, *schema.companions)}
+            extras = [_extra(unused, conversation) for conversation in conversations]
         except RowError as error:
             yield str(error)
             return
-        for conversation in conversations:
+        for conversation, extra in zip(conversations, extras, strict=True):
             try:
                 messages = validated(conversation, self.strip_markers)
             except RowError as error:
@@ -120,12 +137,13 @@ class IngestJob:
             identity = conversation_id(messages)
             yield {
                 "id": identity,
-                "source": sniffed.source,
+                "source": source or sniffed.source,
                 "messages": messages,
+                "extra": extra,
                 "_file": index,
                 "_row": raw.row,
                 "_bucket": bucket_of(identity, self.buckets),
-                "_marker": messages != conversation,
+                "_marker": any(a["content"] != b["content"] for a, b in zip(messages, conversation, strict=True)),
                 **carried,
             }
 
@@ -165,13 +183,54 @@ def bucket_of(identity: str, buckets: int) -> int:
 
 
 def _carried(value: Any, name: str, kind: pa.DataType) -> Any:
-    if value is None:
+    if is_missing(value):
         return None
     if pa.types.is_floating(kind):
         if not _is_number(value):
             raise RowError(f"the column {name!r} holds {value!r}, but numbers in the first rows")
-        return float(value)
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            return float(value)
+        except OverflowError:
+            raise RowError(f"the column {name!r} holds a number too large for a float") from None
+    return _as_unicode(value, name) if isinstance(value, str) else _as_json(value, name)
+
+
+def _extra(unused: Mapping[str, Any], conversation: Sequence[Message]) -> str | None:
+    """The columns of a row that no conversation is made of, as one JSON object; under ``turns`` such keys of turns."""
+    found = {name: value for name, value in unused.items() if not is_missing(value)}
+    if any("rest" in message for message in conversation):
+        found["turns"] = [message.get("rest", {}) for message in conversation]
+    texts = {_as_unicode(name, name): _as_json(value, name) for name, value in found.items()}
+    if not texts:
+        return None
+    return "{" + ", ".join(f"{json.dumps(name, ensure_ascii=False)}: {text}" for name, text in texts.items()) + "}"
+
+
+def _as_json(value: Any, name: str) -> str:
+    try:
+        text = json.dumps(_strict(value), ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        raise RowError(f"the column {name!r} holds what JSON cannot write") from None
+    return _as_unicode(text, name)
+
+
+def _strict(value: Any) -> Any:
+    """A value as strict JSON has it: NaN and infinities are null, bytes Base64."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_unicode(text: str, name: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError(f"the column {name!r} has text that is not valid Unicode (a lone surrogate)") from None
+    return text
 
 
 def _is_number(value: Any) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,14 @@ import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 
 from raydpp.errors import UserError
-from raydpp.ingest.rows import CODECS, DAMAGE, SUFFIXES, RawRow, kind_of, rows_of
+from raydpp.ingest.rows import CODECS, COLUMNAR, DAMAGE, SUFFIXES, RawRow, kind_of, rows_of
+from raydpp.ingest.schemas import is_row
 from raydpp.storage import Folder, resolve, split_glob
 
-_KNOWN = f"{', '.join(SUFFIXES)}, and all but Parquet with {', '.join(CODECS)} behind it"
+_KNOWN = f"{', '.join(SUFFIXES)}, and all but {' and '.join(COLUMNAR)} with {', '.join(CODECS)} behind it"
+_DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
+"""Files that say something about a dataset of the Hugging Face hub or of LLaMA-Factory, and hold no row of it."""
+_STATE = "state.json"  # one more, where it stands beside .arrow files
 
 
 @dataclass(frozen=True)
@@ -43,29 +48,33 @@ def list_files(inputs: Sequence[str]) -> list[RawFile]:
 
     Args:
         inputs: Each a file, a folder or a glob (`*`, `?`, `[..]`, `**`), local or a URL. Folders, those that a glob
-            matches too, are searched through; in them only files with a known suffix count, and names that begin
-            with a dot or an underscore do not (unless the glob says so itself).
+            matches too, are searched through; in them only files with a known suffix count, those that describe a
+            dataset (dataset_info.json and the like) do not, nor do names that begin with a dot or an underscore (unless
+            the glob says so itself). What links lead to counts once.
 
     Raises:
         UserError: An input leads to no file, to one of an unknown suffix, or cannot be listed.
     """
     if not inputs:
         raise UserError("Nothing to read: give at least one file, folder or glob.")
-    files = {}
+    files: dict[str, RawFile] = {}
     for url in inputs:
         try:
-            files.update({file.url: file for file in _files_of(url)})
+            for file in sorted(_files_of(url), key=lambda file: (len(file.url), file.url)):
+                files.setdefault(_target(file.folder, file.name), file)
+        except UnicodeError as error:
+            raise UserError(f"{url} has a file whose name is not UTF-8 ({error}): rename it") from error
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{url} cannot be listed: {error}") from error
     return sorted(files.values(), key=lambda file: file.url)
 
 
-def read_rows(file: RawFile) -> Iterator[RawRow]:
+def read_rows(file: RawFile, is_row: Callable[[Collection[str]], bool] = is_row) -> Iterator[RawRow]:
     """Read a file row by row; the memory taken does not grow with the file.
 
-    JSON lines (.jsonl, .ndjson), JSON (.json: an array, an object whose one list of objects holds the rows, or JSON
-    lines), CSV and TSV with a header (all values text), Parquet; the text ones plain or compressed. A file damaged in
-    the middle gives its rows so far and then one row with the reason.
+    JSON lines (.jsonl, .ndjson), JSON (.json: an array, an object that is a row (``is_row`` of its keys) or whose one
+    list of objects holds the rows, or JSON lines), CSV and TSV with a header (all values text), Parquet, Arrow; the
+    text ones plain or compressed. A file damaged in the middle gives its rows so far and then one row with the reason.
 
     Raises:
         UserError: The suffix is unknown.
@@ -77,12 +86,12 @@ def read_rows(file: RawFile) -> Iterator[RawRow]:
     system = file.folder.system
     with (
         system.open_input_file(file.name)
-        if kind.suffix == ".parquet"
+        if kind.suffix in COLUMNAR
         else system.open_input_stream(file.name, compression=None)
     ) as stream:
         source, row = _Source(stream), 0
         try:
-            for raw in rows_of(source, kind):
+            for raw in rows_of(source, kind, is_row):
                 row = raw.row + 1
                 yield raw
         except DAMAGE as error:
@@ -110,17 +119,47 @@ def _files_of(url: str) -> list[RawFile]:
     else:
         raise UserError(f"{url} does not exist.")
     infos = folder.system.get_file_info(found)
+    seen: set[str] = set()
     for below in [info for info in infos if info.type == pafs.FileType.Directory]:
-        infos += folder.system.get_file_info(pafs.FileSelector(below.path, recursive=True))
+        infos += _infos_below(folder, below.path, seen)
+    stored = {posixpath.dirname(info.path) for info in infos if info.path.endswith(".arrow")}
     files = [
         RawFile(folder, info.path, info.size)
         for info in infos
         if info.type == pafs.FileType.File and kind_of(info.path) is not None
         if hidden_wanted or not any(name.startswith((".", "_")) for name in info.path.split("/"))
+        if not (
+            info.base_name in _DESCRIPTIONS or (info.base_name == _STATE and posixpath.dirname(info.path) in stored)
+        )
     ]
     if not files:
         raise UserError(f"{url} {failure} to read. Known suffixes are {_KNOWN}.")
     return files
+
+
+def _infos_below(folder: Folder, path: str, seen: set[str]) -> list[pafs.FileInfo]:
+    """What is in a folder at any depth; a local one folder by folder, since links may lead round in a circle."""
+    if not isinstance(folder.system.base_fs, pafs.LocalFileSystem):
+        return list(folder.system.get_file_info(pafs.FileSelector(path, recursive=True)))
+    target = _target(folder, path)
+    if target in seen:
+        return []
+    seen.add(target)
+    infos = list(folder.system.get_file_info(pafs.FileSelector(path)))
+    for below in sorted((info.path for info in infos if info.type == pafs.FileType.Directory), key=_is_link_in(folder)):
+        infos += _infos_below(folder, below, seen)
+    return infos
+
+
+def _is_link_in(folder: Folder) -> Callable[[str], bool]:
+    """A folder itself is searched before a link to it, so that its files go by their own names."""
+    return lambda path: os.path.islink(folder.url_of(path))
+
+
+def _target(folder: Folder, path: str) -> str:
+    """What a path leads to, through links: the same for all paths that lead there."""
+    url = folder.url_of(path)
+    return os.path.realpath(url) if isinstance(folder.system.base_fs, pafs.LocalFileSystem) else url
 
 
 class _Source(io.RawIOBase):

@@ -1,12 +1,14 @@
-"""The rows of one file's bytes: JSON lines, JSON, CSV, TSV and Parquet."""
+"""The rows of one file's bytes: JSON lines, JSON, CSV, TSV, Parquet and Arrow."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import posixpath
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,12 +18,14 @@ import pyarrow.parquet as pq
 
 from raydpp.ingest.json_stream import MAX_RECORD, BrokenJson, is_utf8, read_records
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # of all but Parquet, which compresses its own pages
-DAMAGE = (OSError, pa.ArrowException, BrokenJson, csv.Error)  # what rows_of raises where a file is broken
+COLUMNAR = (".parquet", ".arrow")  # compressed inside, if at all
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *COLUMNAR)
+CODECS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
+DAMAGE = (OSError, EOFError, zlib.error, pa.ArrowException, BrokenJson, csv.Error)  # raised where a file is broken
 
 _BUFFER = 2**16  # bytes; also what decides whether a .json file holds JSON lines
-_BATCH = 1024  # rows of Parquet in memory
+_BATCH = 1024  # rows of Parquet or Arrow in memory
+_ARROW_FILE = b"ARROW1"  # what Arrow's file format begins with; its stream format, which datasets writes, does not
 _BOM = b"\xef\xbb\xbf"
 _BAD_VALUE = (ValueError, OverflowError, pa.ArrowException)  # text that is not UTF-8, a date beyond Python's
 
@@ -46,20 +50,57 @@ def kind_of(path: str) -> Kind | None:
     codec = CODECS.get(suffix)
     if codec is not None:
         suffix = posixpath.splitext(stem)[1]
-    return Kind(suffix, codec) if suffix in SUFFIXES and not (codec and suffix == ".parquet") else None
+    return Kind(suffix, codec) if suffix in SUFFIXES and not (codec and suffix in COLUMNAR) else None
 
 
-def rows_of(source: io.RawIOBase, kind: Kind) -> Iterator[RawRow]:
-    """The rows of a file (seekable if it is Parquet); raises one of ``DAMAGE`` where it cannot be read any further."""
+def rows_of(source: io.RawIOBase, kind: Kind, is_row: Callable[[Collection[str]], bool]) -> Iterator[RawRow]:
+    """The rows of a file, seekable if it is one of ``COLUMNAR``.
+
+    ``is_row`` says of the keys of a JSON object whether it is a row, or holds them. Raises one of ``DAMAGE`` where the
+    file cannot be read any further.
+    """
     if kind.suffix == ".parquet":
-        return _parquet_rows(source)
-    plain = source if kind.codec is None else pa.CompressedInputStream(pa.PythonFile(source, "r"), kind.codec)
-    stream = io.BufferedReader(plain, _BUFFER)
+        yield from _parquet_rows(source)
+        return
+    if kind.suffix == ".arrow":
+        yield from _arrow_rows(source)
+        return
+    stream = io.BufferedReader(_decompressed(source, kind.codec), _BUFFER)
     if kind.suffix in (".csv", ".tsv"):
-        return _csv_rows(stream, "," if kind.suffix == ".csv" else "\t")
-    if kind.suffix == ".json" and not _is_json_lines(stream.peek(_BUFFER)):
-        return _json_rows(stream)
-    return _line_rows(stream)
+        yield from _csv_rows(stream, "," if kind.suffix == ".csv" else "\t")
+        return
+    head = stream.peek(_BUFFER)
+    if not _is_json_lines(head) if kind.suffix == ".json" else _is_one_document(head):
+        yield from _json_rows(stream, is_row)
+    else:
+        yield from _line_rows(stream)
+
+
+def _decompressed(source: io.RawIOBase, codec: str | None) -> Any:
+    if codec == "gzip":  # Python's own: Arrow's gives nothing of a file that has zeros behind it
+        return _Gzip(source)
+    return pa.CompressedInputStream(pa.PythonFile(source, "r"), codec) if codec else source
+
+
+class _Gzip(io.RawIOBase):
+    """Gives what could be decompressed before it complains about what follows."""
+
+    def __init__(self, source: io.RawIOBase) -> None:
+        self.file = gzip.GzipFile(fileobj=source, mode="rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.file.read1(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def _is_one_document(head: bytes) -> bool:
+    """Whether a file that is named for JSON lines holds an array, or objects over several lines."""
+    first = head.removeprefix(_BOM).lstrip().partition(b"\n")[0].strip()
+    return first.startswith(b"[") or first == b"{"
 
 
 def _is_json_lines(head: bytes) -> bool:
@@ -91,9 +132,9 @@ def _line_row(row: int, line: bytes) -> RawRow:
         return RawRow(row, None, f"the line is not JSON: {error}")
 
 
-def _json_rows(stream: io.BufferedReader) -> Iterator[RawRow]:
+def _json_rows(stream: io.BufferedReader, is_row: Callable[[Collection[str]], bool]) -> Iterator[RawRow]:
     text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
-    for row, (value, intact) in enumerate(read_records(text)):
+    for row, (value, intact) in enumerate(read_records(text, is_row)):
         yield _object_row(row, value) if intact else RawRow(row, None, "the record is not UTF-8")
 
 
@@ -133,18 +174,36 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[RawRow]:
 
 
 def _parquet_rows(source: io.RawIOBase) -> Iterator[RawRow]:
-    row = 0
     file = pq.ParquetFile(source)
     groups = range(file.num_row_groups)  # one by one: a batch does not reach into a damaged group
-    for batch in chain.from_iterable(file.iter_batches(_BATCH, row_groups=[group]) for group in groups):
+    return _batch_rows(chain.from_iterable(file.iter_batches(_BATCH, row_groups=[group]) for group in groups))
+
+
+def _arrow_rows(source: io.RawIOBase) -> Iterator[RawRow]:
+    file = pa.PythonFile(source, "r")
+    begin = file.read(len(_ARROW_FILE))
+    file.seek(0)
+    batches: Iterable[pa.RecordBatch]
+    if begin == _ARROW_FILE:
+        whole = pa.ipc.open_file(file)
+        batches = map(whole.get_batch, range(whole.num_record_batches))
+    else:
+        batches = pa.ipc.open_stream(file)
+    pieces = (batch.slice(start, _BATCH) for batch in batches for start in range(0, batch.num_rows, _BATCH))
+    return _batch_rows(pieces)
+
+
+def _batch_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[RawRow]:
+    row = 0
+    for batch in batches:
         try:
             yield from [RawRow(row + index, value, None) for index, value in enumerate(batch.to_pylist())]
         except _BAD_VALUE:
-            yield from [_parquet_row(row + index, batch.slice(index, 1)) for index in range(batch.num_rows)]
+            yield from [_batch_row(row + index, batch.slice(index, 1)) for index in range(batch.num_rows)]
         row += batch.num_rows
 
 
-def _parquet_row(row: int, batch: pa.RecordBatch) -> RawRow:
+def _batch_row(row: int, batch: pa.RecordBatch) -> RawRow:
     try:
         return RawRow(row, batch.to_pylist()[0], None)
     except _BAD_VALUE as error:

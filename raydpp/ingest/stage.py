@@ -16,12 +16,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from raydpp import runs
 from raydpp.cluster import connect, named_cluster, unwrap_task_errors
 from raydpp.errors import UserError
-from raydpp.ingest.schemas import ColumnNames
 from raydpp.progress import progress_bar
 from raydpp.storage import absolute
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OWN_COLUMNS = frozenset({"id", "source", "messages", "_file", "_row", "_bucket", "_marker"})
+_OWN_COLUMNS = frozenset({"id", "source", "messages", "extra", "_file", "_row", "_bucket", "_marker"})
 _FILE_BYTES = 32 * 2**20  # raw input for one file of the corpus
 _LARGE = 64 * 2**20  # bytes of raw input that are worth a cluster: starting one takes longer than reading less
 
@@ -40,10 +39,14 @@ def ingest(
     inputs: list[str],
     out: str,
     *,
-    prompt_column: str | None = None,
-    response_column: str | None = None,
-    system_column: str | None = None,
-    messages_column: str | None = None,
+    prompt_column: list[str] | None = None,
+    response_column: list[str] | None = None,
+    system_column: list[str] | None = None,
+    messages_column: list[str] | None = None,
+    take: Literal["chosen", "rejected"] | None = None,
+    role: list[str] | None = None,
+    source: list[str] | None = None,
+    source_column: str | None = None,
     carry: list[str] | None = None,
     strip_markers: bool = True,
     files: int | None = None,
@@ -51,21 +54,30 @@ def ingest(
 ) -> runs.RunResult:
     """Read raw instruction files of any known schema into one corpus of conversations.
 
-    Schemas are detected file by file: messages (OpenAI chat), conversations (ShareGPT), Alpaca, Dolly,
-    instruction/response, prompt/completion, question/answer, self-instruct. Exact duplicates are dropped; they and the
-    rows that cannot be used go to OUT/rejects with their file, row and reason. OUT/corpus holds the rest in the order
-    of their ids, which are hashes: every file is a random part of the corpus.
+    Schemas are detected row by row among those that a file shows: messages (OpenAI chat), conversations (ShareGPT),
+    Alpaca, Dolly, instruction/response, prompt/completion (TRL's of texts or turns, KTO), question/answer,
+    self-instruct, preferences with --take. Context, passages, history and reasoning beside them are used. Exact
+    duplicates are dropped; they and the rows that cannot be used go to OUT/rejects with their file, row and reason.
+    OUT/corpus holds the rest in the order of their ids, which are hashes: every file is a random part of the corpus.
+    Columns that no conversation is made of are kept in the column extra, and selections give them back.
 
     Args:
-        inputs: Files, folders or globs of .jsonl, .json, .csv, .tsv (each also .gz, .zst, .bz2) or .parquet, local or
-            by URL (s3://, gs://, ...).
+        inputs: Files, folders or globs of .jsonl, .json, .csv, .tsv (each also .gz, .zst, .bz2), .parquet or .arrow
+            (what save_to_disk of datasets writes), local or by URL (s3://, gs://, hf://datasets/...).
 
     Columns of the input:
-        prompt_column: The column with the prompt, where it has another name than in the known schemas.
+        prompt_column: The column with the prompt, where it has another name than in the known schemas. Here and below,
+            GLOB=NAME names it for some files only: 'gsm/*.jsonl=problem'.
         response_column: The column with the response.
         system_column: The column with the system prompt.
         messages_column: The column with a list of messages or turns.
-        carry: Columns to carry along into the corpus; empty where a row does not have them.
+        take: Of preferences (chosen and rejected, with or without a prompt), the answer to read.
+        role: Names of speakers that are not known, and their roles: Patient=user Doctor=assistant.
+        source: Names of sources and the files they are for: gsm='gsm8k/*.jsonl'; default what tells the files' paths
+            apart, shards of one set being one source.
+        source_column: The column that holds the source of each row; where it is empty, the file's.
+        carry: Columns to carry along into the corpus as columns of their own, of numbers or of text; empty where a row
+            does not have them.
         strip_markers: Whether a literal end-of-text marker that ends a response (<|endoftext|>, </s>, <|im_end|>,
             <|eot_id|>, <end_of_turn>) is removed: chat templates write their own.
 
@@ -86,17 +98,33 @@ def ingest(
         raise UserError(f"--carry {taken[0]}: ingest has a column of its own with this name")
     from raydpp.ingest.convert import REJECTS, STAGED, IngestJob, carried_types, sniff
     from raydpp.ingest.files import list_files
+    from raydpp.ingest.schemas import ColumnNames, checked_roles
+    from raydpp.ingest.sources import name_sources, value_for
 
+    roles = checked_roles(role or ())
     found = list_files(inputs)
     run = runs.begin("ingest", config, [[file.url, file.bytes or 0] for file in found])
     if run.done:
         return run.done
     buckets = files or max(8, math.ceil(sum(file.bytes or 0 for file in found) / _FILE_BYTES))
-    names = ColumnNames(prompt_column, response_column, system_column, messages_column)
+    sources = name_sources([file.url for file in found], source or ())
+    columns = {
+        "prompt": prompt_column,
+        "response": response_column,
+        "system": system_column,
+        "messages": messages_column,
+    }
+
+    def sniff_file(file: RawFile) -> SniffedFile:
+        named = {name: value_for(file.url, said or (), f"--{name}-column") for name, said in columns.items()}
+        return sniff(file, sources[file.url], ColumnNames(**named, take=take, roles=roles), carry or ())
+
     with ThreadPoolExecutor(16) as pool:  # a few rows of each: waiting, not computing
-        sniffed = tuple(pool.map(lambda file: sniff(file, names, carry or ()), found))
+        sniffed = tuple(pool.map(sniff_file, found))
+    if source_column and not any(source_column in file.columns for file in sniffed):
+        raise UserError(f"--source-column {source_column}: no file has this column")
     _report_schemas(sniffed)
-    job = IngestJob(sniffed, carried_types(sniffed, carry or ()), strip_markers, buckets, run.out)
+    job = IngestJob(sniffed, carried_types(sniffed, carry or ()), strip_markers, buckets, run.out, source_column)
     if on_cluster := needs_cluster(found, address):
         connect(address, given)
     with unwrap_task_errors() if on_cluster else nullcontext():
@@ -117,7 +145,9 @@ def ingest(
         f", {len(kept)} source{'s' * (len(kept) > 1)} -> {run.out}"
     )
     counts = {**staged, "kept": rows, "duplicates": duplicates, "sources": dict(sorted(kept.items()))}
-    return run.finish(summary, counts=counts, schemas={s.file.url: s.schema and s.schema.name for s in sniffed})
+    return run.finish(
+        summary, counts=counts, schemas={s.file.url: [schema.name for schema in s.schemas] for s in sniffed}
+    )
 
 
 def needs_cluster(files: Sequence[RawFile], address: str | None) -> bool:
@@ -130,13 +160,15 @@ def _report_schemas(files: Sequence[SniffedFile]) -> None:
     """Log what schema the files have, in one line if it is the same; the files without one are named."""
     names: dict[str, list[str]] = {}
     for sniffed in files:
-        if sniffed.schema:
-            names.setdefault(sniffed.schema.name, []).append(sniffed.file.name)
+        if sniffed.schemas:
+            names.setdefault(" or ".join(schema.name for schema in sniffed.schemas), []).append(sniffed.file.name)
         else:
             log.info("ingest: %s: no readable row", sniffed.file.url)
     for schema, found in names.items():
         few = f" ({', '.join(found)})" if len(names) > 1 and len(found) <= 3 else ""
         log.info("ingest: %d file%s: %s%s", len(found), "s" * (len(found) > 1), schema, few)
+    if unused := sorted({name for sniffed in files for name in sniffed.unused}):
+        log.info("ingest: of no use to the conversations, and kept in the column extra: %s", ", ".join(unused))
 
 
 def _stage(job: IngestJob, on_cluster: bool) -> Counter[str]:

@@ -40,7 +40,11 @@ def test_ids_are_uniform() -> None:
 
 def test_contents_are_kept_and_other_keys_are_not() -> None:
     messages = turns(("system", "  S "), ("user", "\nHi  "), ("assistant", " yes \n"), ("tool", ""), ("assistant", ""))
-    assert validated([{**message, "weight": 1, "name": None} for message in messages]) == messages
+    assert validated([{**message, "weight": 1, "name": None, "rest": {}} for message in messages]) == messages
+    of_others = [{**message, "weight": 0, "reasoning_content": "R"} for message in messages[:2]]
+    assert validated([*of_others, *messages[2:]]) == messages
+    thought = {**messages[2], "weight": 0, "reasoning_content": "R"}
+    assert validated([*messages[:2], thought, *messages]) == [*messages[:2], thought, *messages]
 
 
 @pytest.mark.parametrize("marker", ["<|endoftext|>", "</s>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>"])
@@ -70,6 +74,8 @@ def test_a_closing_html_tag_stays() -> None:
         (["text"], "turn 1 is not a message"),
         (turns(("user", "Q")), "no assistant turn"),
         (turns(("user", "Q"), ("assistant", " \n"), ("assistant", "")), "the response is empty"),
+        (turns(("user", "Q"), ("assistant", " ")), "the response is empty"),
+        ([*turns(("user", "Q")), {"role": "assistant", "content": "A", "weight": 0}], "every assistant turn is marked"),
         (turns(("assistant", "A"), ("user", "Q")), "no user turn before"),
         (turns(("system", "S"), ("assistant", "A")), "no user turn before"),
         (turns(("user", " "), ("assistant", "A")), "the prompt is empty"),

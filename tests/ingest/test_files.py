@@ -120,8 +120,9 @@ def test_a_damaged_file_ends_with_a_reason(tmp_path: Path) -> None:
     assert str(last.reason).startswith("the file cannot be read from here on: Expecting ':'")
     for name in ("b.jsonl.gz", "c.parquet"):
         (tmp_path / name).write_bytes(gzip.compress(b"{}\n" * 9)[:-9] + b"PAR1")
-        (only,) = read_rows(at(tmp_path / name))
-        assert (only.row, only.value) == (0, None)
+        *good, last = read_rows(at(tmp_path / name))
+        assert [row.value for row in good] == [{}] * len(good)
+        assert (last.row, last.value) == (len(good), None)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
@@ -147,3 +148,51 @@ def test_bytes_that_cannot_be_fetched_are_no_damage(name: str, monkeypatch: pyte
 def test_an_unknown_suffix_is_not_read() -> None:
     with pytest.raises(UserError, match="unknown suffix"):
         next(read_rows(at("/data/notes.txt")))
+
+
+def test_what_links_lead_to_is_listed_once_under_its_own_name(tree: Path) -> None:
+    (tree / "a_link").symlink_to(tree / "deep")
+    (tree / "deep" / "round").symlink_to(tree)
+    (tree / "deep" / "er" / "round").symlink_to(tree / "deep")
+    (tree / "again.jsonl").symlink_to(tree / "a.jsonl")
+    names = ["a.jsonl", "b.json.gz", "deep/c.parquet", "deep/er/d.csv"]
+    assert found(tree, str(tree)) == names
+    assert found(tree, str(tree), str(tree / "a_link")) == names
+
+
+def test_a_name_that_is_not_utf8_is_named(tree: Path) -> None:
+    (tree / "odd").mkdir()
+    with open(bytes(tree / "odd") + b"/\xff.jsonl", "wb"):
+        pass
+    for url in (tree, tree / "odd", tree / "odd" / "*.jsonl"):
+        with pytest.raises(UserError, match=r"name is not UTF-8 .*rename it"):
+            list_files([str(url)])
+
+
+def test_what_describes_a_dataset_is_not_read_as_its_rows(tree: Path) -> None:
+    for name in ("saved/train/data-00000-of-00001.arrow", "saved/train/state.json", "saved/train/dataset_info.json"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("{}")
+    (tree / "saved" / "dataset_dict.json").write_text("{}")
+    (tree / "saved" / "state.json").write_text("{}")  # somebody's data: no .arrow file is beside it
+    assert found(tree, str(tree / "saved")) == ["saved/state.json", "saved/train/data-00000-of-00001.arrow"]
+    (tree / "hub" / "data").mkdir(parents=True)
+    (tree / "hub" / "dataset_infos.json").write_text("{}")
+    (tree / "hub" / "data" / "train-00000-of-00001.parquet").write_text("")
+    assert found(tree, str(tree / "hub")) == ["hub/data/train-00000-of-00001.parquet"]
+    assert found(tree, str(tree / "saved" / "dataset_dict.json")) == ["saved/dataset_dict.json"]  # it was named
+
+
+def test_the_hub_is_a_file_system_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfFileSystem
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/datasets/me/set/train.jsonl": b'{"prompt": "Q", "completion": "A"}\n'})
+
+    def in_memory(name: str) -> Any:
+        return lambda _, path, *args, **more: getattr(memory, name)(path, *args, **more)
+
+    for name in ("info", "ls", "find", "open", "_open"):
+        monkeypatch.setattr(HfFileSystem, name, in_memory(name))
+    (file,) = list_files(["hf://datasets/me/set/train.jsonl"])
+    assert [row.value for row in read_rows(file)] == [{"prompt": "Q", "completion": "A"}]

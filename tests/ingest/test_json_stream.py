@@ -8,10 +8,11 @@ import pytest
 
 from raydpp.ingest import json_stream
 from raydpp.ingest.json_stream import BrokenJson, read_records
+from raydpp.ingest.schemas import is_row
 
 
 def values(text: str) -> list[Any]:
-    return [value for value, _ in read_records(io.StringIO(text))]
+    return [value for value, _ in read_records(io.StringIO(text), is_row)]
 
 
 RECORDS = [
@@ -44,7 +45,7 @@ def test_an_array_is_read_as_it_comes() -> None:
             return super().read(20)
 
     text = Slow("[" + '{"a": 1}, ' * 1000 + "{}]")
-    records = read_records(text)
+    records = read_records(text, is_row)
     assert next(records) == ({"a": 1}, True)
     assert text.fetched < 5
     assert len(list(records)) == 1000
@@ -64,6 +65,12 @@ def test_an_array_is_read_as_it_comes() -> None:
         ),
         ('{"messages": [{"role": "user"}]}', [{"messages": [{"role": "user"}]}]),
         ('{"train": [{"a": 1}, 2]}', [{"a": 1}, 2]),
+        ('{"version": 1, "train": [{"a": 1}], "features": {"x": [{"y": 1}]}, "n": []}', [{"a": 1}]),
+        ('{"tools": [{"a": 1}], "messages": []}', [{"tools": [{"a": 1}], "messages": []}]),
+        (
+            '{"a": [{}], "b": [{}], "prompt": "", "completion": ""}',
+            [{"a": [{}], "b": [{}], "prompt": "", "completion": ""}],
+        ),
         ('{\n"a": 1\n}\n{\n"a": 2\n}', [{"a": 1}, {"a": 2}]),
     ],
 )
@@ -83,11 +90,11 @@ def test_shapes_of_documents(text: str, records: list[Any]) -> None:
         ("[" * 100_000, 0, "recursion"),
         ("[" + "9" * 5000 + "]", 0, "digits"),
         ("{1: 2}", 0, "key"),
-        ('{"a": [{"x": 1}], "b": [{"x": 2}]}', 1, "'a' and 'b'"),
+        ('{"a": [{"x": 1}], "b": [{"x": 2}]}', 0, "'a' and 'b'"),
     ],
 )
 def test_a_broken_document_gives_what_came_before(text: str, before: int, message: str) -> None:
-    records = read_records(io.StringIO(text))
+    records = read_records(io.StringIO(text), is_row)
     for _ in range(before):
         next(records)
     with pytest.raises(BrokenJson, match=message):
@@ -96,10 +103,10 @@ def test_a_broken_document_gives_what_came_before(text: str, before: int, messag
 
 def test_bytes_that_are_not_utf8_cost_one_record() -> None:
     text = b'[{"a": "x"}, {"a": "\xff"}, {"a": "\xc3\xa9"}]'.decode("utf-8", errors="surrogateescape")
-    assert [intact for _, intact in read_records(io.StringIO(text))] == [True, False, True]
+    assert [intact for _, intact in read_records(io.StringIO(text), is_row)] == [True, False, True]
     for broken in (b'{"\xff": 1}', b'{"a": ["\xff"]}', b'{"a": "\xff"}'):
         text = broken.decode("utf-8", errors="surrogateescape")
-        assert [intact for _, intact in read_records(io.StringIO(text))] == [False]
+        assert [intact for _, intact in read_records(io.StringIO(text), is_row)] == [False]
 
 
 def test_a_record_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +114,30 @@ def test_a_record_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "_CHUNK", 100)
     with pytest.raises(BrokenJson, match="within 1,000 characters"):
         values('["' + "x" * 10_000 + '"]')
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"shots": [{"a": 1}], "question": "Q", "answer": "A"},
+        {"a": [{}], "b": [{}], "prompt": "", "completion": ""},
+        {"tools": [{"name": "f"}], "conversations": [{"from": "human"}], "id": 1},
+        {"instruction": "I", "instances": [{"input": "", "output": "O"}], "examples": [{"x": 1}]},
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_with_the_keys_of_a_row_is_one_whatever_lists_it_holds(row: Any, indent: int | None) -> None:
+    assert values(json.dumps(row, indent=indent) * 2) == [row, row]
+
+
+def test_an_object_too_large_to_be_held_gives_the_records_of_its_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_WHOLE", 200)
+    monkeypatch.setattr(json_stream, "_CHUNK", 50)
+    records = [{"a": n} for n in range(100)]
+    assert values(json.dumps({"version": 1, "tags": ["x"] * 50, "data": records})) == records
+    row = {"question": "Q", "answer": "A", "shots": records}
+    assert values(json.dumps(row)) == [row]
+    text = json.dumps({"data": [{"a": "\udcff" if n == 7 else "x"} for n in range(9)]}, ensure_ascii=False)
+    for most in (20, 1_000):  # in pieces, and whole
+        monkeypatch.setattr(json_stream, "_WHOLE", most)
+        assert [intact for _, intact in read_records(io.StringIO(text), is_row)] == [n != 7 for n in range(9)]

@@ -13,12 +13,13 @@ import pytest
 
 from raydpp.ingest import rows as rows_module
 from raydpp.ingest.rows import DAMAGE, Kind, RawRow, kind_of, rows_of
+from raydpp.ingest.schemas import is_row
 
 
 def read(data: bytes | str, name: str) -> list[RawRow]:
     kind = kind_of(name)
     assert kind is not None
-    return list(rows_of(Raw(data.encode() if isinstance(data, str) else data), kind))
+    return list(rows_of(Raw(data.encode() if isinstance(data, str) else data), kind, is_row))
 
 
 class Raw(io.RawIOBase):
@@ -219,8 +220,8 @@ def test_compressed_text(suffix: str) -> None:
 @pytest.mark.parametrize("suffix", COMPRESSED)
 def test_a_truncated_stream_gives_its_rows_so_far(suffix: str) -> None:
     cut = COMPRESSED[suffix][:-20]
-    seen, damage = until_damage(rows_of(Raw(cut), Kind(".jsonl", rows_module.CODECS[suffix])))
-    assert "runcated" in str(damage)
+    seen, damage = until_damage(rows_of(Raw(cut), Kind(".jsonl", rows_module.CODECS[suffix]), is_row))
+    assert any(word in str(damage) for word in ("runcated", "ended before"))
     assert seen == [{"n": n} for n in range(len(seen))]
     if suffix != ".bz2":  # its blocks are larger than this file
         assert len(seen) > 10_000
@@ -237,5 +238,47 @@ def test_corrupt_parquet_gives_its_rows_so_far() -> None:
     data = bytearray(parquet(table, row_group_size=1000, compression="zstd", use_dictionary=False))
     start = pq.ParquetFile(io.BytesIO(bytes(data))).metadata.row_group(1).column(0).data_page_offset
     data[start : start + 200] = b"\xff" * 200
-    seen, _ = until_damage(rows_of(Raw(bytes(data)), Kind(".parquet", None)))
+    seen, _ = until_damage(rows_of(Raw(bytes(data)), Kind(".parquet", None), is_row))
     assert len(seen) == 1000
+
+
+def test_an_array_named_for_json_lines_is_read_as_one() -> None:
+    records = [{"a": n} for n in range(3)]
+    for text in (
+        json.dumps(records),
+        "\ufeff\n" + json.dumps(records, indent=1),
+        "\n".join(map(json.dumps, [records])),
+    ):
+        assert [row.value for row in read(text, "a.jsonl")] == records
+    pretty = "\n".join(json.dumps(record, indent=1) for record in records)
+    assert [row.value for row in read(pretty, "a.ndjson")] == records
+
+
+@pytest.mark.parametrize("zeros", [1, 7, 512, 100_000])
+def test_zeros_behind_a_gzip_cost_nothing(zeros: int) -> None:
+    lines = b"".join(b'{"n": %d}\n' % n for n in range(5_000))
+    assert len(read_bytes(gzip.compress(lines) + bytes(zeros), "a.jsonl.gz")) == 5_000
+    assert len(read_bytes(gzip.compress(lines) + gzip.compress(lines) + bytes(zeros), "a.jsonl.gz")) == 10_000
+    seen, damage = until_damage(rows_of(Raw(gzip.compress(lines) + b"tail"), Kind(".jsonl", "gzip"), is_row))
+    assert len(seen) == 5_000
+    assert "gzip" in str(damage)
+
+
+def read_bytes(data: bytes, name: str) -> list[RawRow]:
+    kind = kind_of(name)
+    assert kind is not None
+    return list(rows_of(Raw(data), kind, is_row))
+
+
+@pytest.mark.parametrize("new", [pa.ipc.new_stream, pa.ipc.new_file])
+def test_arrow(new: Any) -> None:
+    table = pa.table({"a": [[{"x": n}] for n in range(3_000)], "b": pa.array(["q"] * 3_000, pa.large_string())})
+    sink = io.BytesIO()
+    with new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1_700)
+    found = read_bytes(sink.getvalue(), "data-00000-of-00001.arrow")
+    assert [row.value for row in found] == table.to_pylist()
+    assert [row.row for row in found] == list(range(3_000))
+    with pytest.raises(DAMAGE):
+        read("no Arrow at all", "a.arrow")
+    assert kind_of("a.arrow.gz") is None

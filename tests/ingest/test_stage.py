@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, *lines: object) -> str:
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return str(path)
 
@@ -208,7 +209,7 @@ def test_the_same_command_again_does_nothing_and_changed_input_is_refused(tmp_pa
 def test_named_columns(tmp_path: Path) -> None:
     source = write(tmp_path / "in" / "a.jsonl", {"frage": "Q", "antwort": "A", "rolle": "S"})
     out = ingest(
-        [source], str(tmp_path / "out"), prompt_column="frage", response_column="antwort", system_column="rolle"
+        [source], str(tmp_path / "out"), prompt_column=["frage"], response_column=["antwort"], system_column=["rolle"]
     ).out
     messages = pq.read_table(Path(out) / "corpus")["messages"][0].as_py()
     assert [(m["role"], m["content"]) for m in messages] == [("system", "S"), ("user", "Q"), ("assistant", "A")]
@@ -245,3 +246,72 @@ def test_all_eight_real_files_in_one_command(tmp_path: Path) -> None:
     assert counts["rejects"] == 2 + 493  # two empty responses, and 493 that are nothing but <|endoftext|>
     assert len(counts["sources"]) == 8
     assert pq.read_table(tmp_path / "out" / "corpus", columns=["id"]).num_rows == counts["kept"]
+
+
+def lines_of(out: str) -> dict[str, list[str]]:
+    """The sources of a corpus, and what assistants say there, sorted."""
+    found: dict[str, list[str]] = {}
+    for row in pq.read_table(Path(out) / "corpus").to_pylist():
+        said = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
+        found.setdefault(row["source"], []).extend(said)
+    return {source: sorted(said) for source, said in found.items()}
+
+
+def test_files_that_need_names_of_columns_go_with_files_that_do_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "raydpp")
+    write(tmp_path / "in" / "gsm" / "train.jsonl", {"problem": "Q", "solution": "1", "level": 3})
+    write(tmp_path / "in" / "alpaca" / "train.jsonl", {"instruction": "Q", "output": "2", "prompt": "formatted"})
+    talk = {"conversations": [{"from": "Doc", "value": "Q"}, {"from": "gpt", "value": "3"}]}
+    write(tmp_path / "in" / "chat.jsonl", talk)
+    out = ingest(
+        [str(tmp_path / "in")],
+        str(tmp_path / "out"),
+        prompt_column=["gsm/*=problem"],
+        response_column=["gsm/*=solution"],
+        role=["doc=user"],
+        source=["talk=chat*"],
+    ).out
+    assert lines_of(out) == {"gsm": ["1"], "alpaca": ["2"], "talk": ["3"]}
+    assert "ingest: of no use to the conversations, and kept in the column extra: level, prompt" in caplog.messages
+    with pytest.raises(UserError, match=r"--prompt-column 'GLOB=problem'"):
+        ingest([str(tmp_path / "in")], str(tmp_path / "out2"), prompt_column=["problem"], response_column=["solution"])
+
+
+def test_preferences_and_sources_of_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n}", "chosen": f"good {n}", "rejected": "bad", "set": f"s{n % 2}"} for n in range(4)]
+    source = write(tmp_path / "in" / "a.jsonl", *rows)
+    with pytest.raises(UserError, match="--take chosen"):
+        ingest([source], str(tmp_path / "out"))
+    out = ingest([source], str(tmp_path / "out"), take="chosen", source_column="set").out
+    assert lines_of(out) == {"s0": ["good 0", "good 2"], "s1": ["good 1", "good 3"]}
+    with pytest.raises(UserError, match="--source-column topic: no file has this column"):
+        ingest([source], str(tmp_path / "out2"), take="chosen", source_column="topic")
+
+
+def test_a_dataset_that_was_saved_to_disk_is_read(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    rows = [{"messages": [{**chat[0], "content": f"Q{n}"}, chat[1]], "n": n} for n in range(30)]
+    splits = {"train": datasets.Dataset.from_list(rows), "test": datasets.Dataset.from_list(rows[:3])}
+    saved = tmp_path / "in" / "mine"
+    datasets.DatasetDict(splits).save_to_disk(saved, num_shards={"train": 2, "test": 1})
+    outcome = ingest([str(tmp_path / "in")], str(tmp_path / "out"))
+    counts = outcome.record["counts"]
+    assert (counts["rows"], counts["kept"], counts["duplicates"], counts["rejects"]) == (33, 30, 3, 0)
+    assert sum(counts["sources"].values()) == 30
+    assert counts["sources"].keys() <= {"train", "test"}
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the development data are not here")
+def test_every_row_of_the_trials_is_kept_or_has_a_reason(tmp_path: Path) -> None:
+    outcome = ingest([str(SHARED.parent / "trials")], str(tmp_path / "out"), take="chosen")
+    counts = outcome.record["counts"]
+    assert counts["kept"] + counts["duplicates"] + counts["rejects"] == counts["examples"] == counts["rows"]
+    found = Counter(str(reject["reason"]) for reject in rejects(outcome.out) if reject["id"] is None)
+    assert found == {
+        "the column 'label' is false: the response is marked as a bad one (KTO)": 1,
+        "every assistant turn is marked as context (weight 0, train or loss false)": 1,
+        "the column 'note' has text that is not valid Unicode (a lone surrogate)": 1,
+    }
