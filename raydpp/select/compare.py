@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
 from raydpp.dpp import BaselineName
 from raydpp.dpp.baselines import pick
+from raydpp.dpp.budget import Budget
 from raydpp.errors import UserError
 from raydpp.progress import progress_bar, reporter
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
@@ -28,6 +29,7 @@ MOST = 20_000
 """The most examples to compare sets of: log det of a set in a given order holds m x m numbers (3 GB)."""
 
 _SEEDS = (0, 1, 2)
+_BESIDE_RANDOM = 2_000  # picks up to which a selection is always compared with random ones: seconds
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ def with_baselines(job: SelectionJob, picked: Picked, method: str, seed: int, th
     names = [name for name in BASELINES if name != method and possible(name, job.request, job.table)]
     choices = [Choice(name, seed, threshold) for name in names]
     return comparison(job, {method: picked, **pick_baselines(replace(job, title="compare"), choices)})
+
+
+def beside_random(job: SelectionJob, picked: Picked, method: str, seed: int) -> list[dict[str, Any]]:
+    """The picks beside random ones, as ``comparison`` has them; nothing where that would take long."""
+    if len(picked.rows) > _BESIDE_RANDOM or len(job.partitions) > 1:
+        return []
+    as_many = replace(job.request, budget=Budget(len(picked.rows)))
+    chance = pick_baselines(replace(job, request=as_many, title="compare"), [Choice("random", seed)])
+    return comparison(job, {**chance, method: picked})
 
 
 def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from collections import Counter
 
 from raydpp import runs
 from raydpp.dpp.budget import count_of
 from raydpp.errors import UserError
+from raydpp.select.outputs import EXAMPLES, Distances, write_dataset
 from raydpp.storage import Folder, absolute
 from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, parquet_parts, read_columns, write_table
 
@@ -46,11 +47,19 @@ def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
     rows = read_columns(parts, parts[0].columns).slice(0, count)
     write_table(run.out, "selection/selection.parquet", picks)
     write_table(run.out, f"{GRADIENTS}/part-00000.parquet", rows)
-    examples = source.read_text("examples.jsonl")
-    if examples is not None:
-        lines: list[Any] = [json.loads(line) for line in examples.split("\n")[:count]]
-        run.out.write_json_lines("examples.jsonl", lines)
     log_det = picks["log_det"][-1].as_py()
+    examples = source.read_text(EXAMPLES)
+    if examples is not None:
+        rows_of_all = [json.loads(line) for line in examples.split("\n") if line]
+        whole = Counter(row["source"] for row in rows_of_all)
+        facts = {
+            **record["card"],
+            "picked from": f"`{selection}`, {len(rows_of_all):,} examples, of which these are the first",
+            "budget": f"`--size {size}`",
+            "again": f"`raydpp cut {selection} --size {size} --out NEW`",
+        }
+        mix = {source: number / whole.total() for source, number in whole.most_common()}
+        write_dataset(run.out, rows_of_all[:count], facts, log_det, mix, Distances.read(source))
     return run.finish(
         f"cut: the first {count:,} of {record['counts']['rows']:,} picks of {selection},"
         f" log det {log_det:,.2f} nats -> {run.out}",
@@ -58,6 +67,7 @@ def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
         corpus=record["corpus"],
         feature_column=record["feature_column"],
         nested_unless=record["nested_unless"],
+        card=record["card"],
         counts={"in": record["counts"]["rows"], "asked": count, "rows": count},
         log_det=log_det,
         stopped=None,

@@ -172,7 +172,7 @@ def select(
     from raydpp.select import compare as comparing
     from raydpp.select.compare import Choice, pick_baselines
     from raydpp.select.distributed import greedy
-    from raydpp.select.outputs import write_examples, write_selection
+    from raydpp.select.outputs import Distances, about, read_examples, write_dataset, write_selection
 
     tasks = tasks_for("select", address, given, alone)
     with unwrap_task_errors():
@@ -201,11 +201,13 @@ def select(
         if not len(chosen):
             raise UserError(f"nothing was picked: {picked.selection.stopped}")
         write_selection(run, picked, request)
-        if corpus:
-            write_examples(tasks, run.out, Folder.at(corpus), chosen["id"].to_pylist())
-        others = []
+        gains = picked.selection.log_gains
+        examples = read_examples(tasks, Folder.at(corpus), chosen["id"].to_pylist(), gains) if corpus else []
+        others = beside = []
         if compare and not picked.interrupted:
-            others = comparing.with_baselines(job, picked, method, seed, threshold)
+            others = beside = comparing.with_baselines(job, picked, method, seed, threshold)
+        elif not picked.interrupted:
+            beside = comparing.beside_random(job, picked, method, seed)
     how = method if method != "greedy" else "exact greedy" if exact or shares == 1 else f"{shares} partitions"
     stopped, log_det = picked.selection.stopped, picked.selection.log_det
     summary = (
@@ -217,6 +219,10 @@ def select(
         summary += f" ({stopped})"
     whole = {source: rows / opened.rows for source, rows in counts.items()}
     comparing.write_report(run.out, picked, whole, others, summary)
+    card = about(opened, request, how, config)
+    if examples:
+        curves = {one["method"]: one["curve"] for one in beside if one["method"] in (method, "random")}
+        write_dataset(run.out, examples, card, log_det, whole, Distances(method, curves))
     facts: dict[str, Any] = {
         "fingerprint": opened.fingerprint,
         "corpus": corpus,
@@ -235,6 +241,7 @@ def select(
         "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
+        "card": card,
         "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }
     if picked.interrupted:
