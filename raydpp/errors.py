@@ -12,3 +12,10 @@ class UserError(ValueError):
 
 class RowError(ValueError):
     """One row cannot be used; the message is the reason that goes to the rejects table, the job goes on."""
+
+
+def checked_seed(name: str, seed: int) -> int:
+    """A seed that every random generator takes; UserError for any other number."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{name} {seed}: a seed is a whole number from 0 to {2**32 - 1:,}")
+    return seed

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,9 @@ from raydpp import runs
 from raydpp.cluster import value_of
 from raydpp.errors import UserError
 from raydpp.storage import Folder, last_name
+
+NO_SOURCE = "(no source)"
+"""What a row belongs to whose source is null."""
 
 _ROW_GROUP = 4096
 
@@ -94,35 +98,73 @@ class Part:
     folder: Folder
     name: str
     rows: int = 0
+    footer: pa.Schema | None = field(default=None, compare=False, repr=False)  # where it was read with the rows
 
     def __str__(self) -> str:
         return self.folder.url_of(self.name)
 
     @property
     def columns(self) -> list[str]:
-        """The names of its columns."""
-        return list(self.schema.names)
+        """The names of its columns, those in the names of its folders (``source=a/``) among them."""
+        own = list(self.schema.names)
+        return [*own, *(name for name in self._of_folders if name not in own)]
 
     @property
     def schema(self) -> pa.Schema:
-        return pq.read_schema(self.name, filesystem=self.folder.system)
+        return self.footer or pq.read_schema(self.name, filesystem=self.folder.system)
 
     def read(self, columns: Sequence[str]) -> pa.Table:
-        """Some of its columns. Raises UserError naming the columns it has where one is missing."""
-        names = self.columns
-        if missing := [column for column in columns if column not in names]:
-            raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(names)}")
-        return pq.read_table(self.name, columns=list(columns), filesystem=self.folder.system, partitioning=None)
+        """Some of its columns, ids and sources as text. UserError naming the columns it has where one is missing."""
+        own, more = self.schema.names, self._of_folders
+        if missing := [column for column in columns if column not in own and column not in more]:
+            raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(self.columns)}")
+        held = [column for column in columns if column in own]
+        table = pq.read_table(self.name, columns=held, filesystem=self.folder.system, partitioning=None)
+        for name in columns:
+            if name not in own:
+                table = table.append_column(name, pa.repeat(pa.scalar(more[name], pa.string()), self._length(table)))
+        for name in {"id", "source"} & set(columns):
+            table = table.set_column(table.column_names.index(name), name, self._texts(table[name], name))
+        return table.select(list(columns))
+
+    @property
+    def _of_folders(self) -> dict[str, str]:
+        pairs = (folder.partition("=") for folder in self.name.split("/")[:-1])
+        return {unquote(name): unquote(value) for name, equals, value in pairs if name and equals}
+
+    def _length(self, table: pa.Table) -> int:
+        if table.num_columns:
+            return int(table.num_rows)
+        return int(pq.read_metadata(self.name, filesystem=self.folder.system).num_rows)
+
+    def _texts(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        """Ids and sources as others wrote them: numbers, dictionaries, views, and a source that is not there."""
+        if not pa.types.is_string(column.type):
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            try:
+                column = column.cast(pa.string())
+            except pa.ArrowException as error:
+                raise UserError(f"the column {name!r} of {self} is {column.type}, not text or numbers") from error
+        if column.null_count and name == "id":
+            raise UserError(f"{column.null_count} rows of {self} have no id (null)")
+        return pc.fill_null(column, NO_SOURCE) if column.null_count else column
 
 
 def parquet_parts(folder: Folder) -> list[Part]:
     """The Parquet files below a folder, in name order, with their numbers of rows."""
     if folder.names() is None:
         raise UserError(f"there is no table at {folder}")
-    if not (names := folder.files(".parquet")):
+    if not (names := [name for name in folder.files() if is_parquet(name)]):
         raise UserError(f"there is no Parquet file in {folder}")
     with ThreadPoolExecutor(16) as pool:  # footers only: waiting, not computing
         return list(pool.map(lambda name: counted(Part(folder, name)), names))
+
+
+def is_parquet(name: str) -> bool:
+    """Whether a file is one of Parquet by its name; hidden ones, which some systems put beside others, are not."""
+    hidden = any(part.startswith((".", "_")) for part in name.split("/"))
+    return name.lower().endswith((".parquet", ".pq", ".parq")) and not hidden
 
 
 def parquet_at(url: str) -> list[Part]:
@@ -132,9 +174,10 @@ def parquet_at(url: str) -> list[Part]:
 
 
 def counted(part: Part) -> Part:
-    """The same file with its number of rows, read from its footer."""
+    """The same file with its number of rows and its schema, read from its footer."""
     try:
-        return replace(part, rows=pq.read_metadata(part.name, filesystem=part.folder.system).num_rows)
+        found = pq.read_metadata(part.name, filesystem=part.folder.system)
+        return replace(part, rows=found.num_rows, footer=found.schema.to_arrow_schema())
     except pa.ArrowException as error:
         raise UserError(f"{part} is not a readable Parquet file: {error}") from error
 
@@ -157,17 +200,51 @@ def partition_count(rows: int, rows_per_partition: int) -> int:
 
 def read_columns(parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
     """Some columns of some files, in order. Raises UserError naming the columns a file has where one is missing."""
-    return pa.concat_tables([part.read(columns) for part in parts])
+    return concatenated([part.read(columns) for part in parts])
+
+
+def concatenated(tables: Sequence[pa.Table]) -> pa.Table:
+    """Tables one below the other; where a column's types differ, it gets the wider one."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(f"the files of the table do not go together: {error}") from error
 
 
 def vectors(column: pa.ChunkedArray) -> np.ndarray:
-    """A FixedSizeList column as an (n, D) array of its own floating point type."""
-    if not pa.types.is_fixed_size_list(column.type):
-        raise UserError(f"a feature column must be a fixed-size list of numbers, not {column.type}")
+    """A column of vectors as an (n, D) array of its own floating point type (float32 where it is of integers).
+
+    Lists of fixed size, lists that are all of the same length, and the tensors of Arrow and Ray are vectors.
+    """
+    if vector_type(column.type) is None:
+        raise UserError(f"a feature column must hold lists of numbers, not {column.type}")
     if column.null_count:
         raise UserError(f"{column.null_count} rows have no feature (null)")
-    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)  # (n * D,)
-    return flat.reshape(-1, column.type.list_size)
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if len(lengths) > 1:
+            raise UserError(f"the features have different numbers of dimensions ({min(lengths)} to {max(lengths)})")
+        dimension = lengths[0] if lengths else 0
+    else:
+        dimension = column.type.list_size
+    numbers = column.combine_chunks().flatten()
+    if numbers.null_count:
+        raise UserError(f"{numbers.null_count} entries of features are null")
+    flat = numbers.to_numpy(zero_copy_only=False)  # (n * D,)
+    return (flat if flat.dtype.kind == "f" else flat.astype(np.float32)).reshape(len(column), dimension)
+
+
+def vector_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type of the numbers in a column of vectors; None where it is no such column."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    lists = (pa.types.is_fixed_size_list, pa.types.is_list, pa.types.is_large_list)
+    if not any(is_list(kind) for is_list in lists):
+        return None
+    element = kind.value_type
+    return element if pa.types.is_floating(element) or pa.types.is_integer(element) else None
 
 
 def vector_array(values: np.ndarray, element: pa.DataType) -> pa.FixedSizeListArray:
@@ -186,13 +263,18 @@ class GradientTable:
     name: str  # for people: the last part of its URL
     parts: tuple[Part, ...]  # its files, with the number of rows in each that belong to it
     column: str  # the one with the features
-    dimension: int  # D
+    kind: pa.FixedSizeListType  # what the features are read as, however each file stores them
     fingerprint: dict[str, Any] | None  # what its numbers depend on; None for a plain Parquet file
     corpus: str | None  # the one it was made from, if known
     identity: Any  # strict JSON that changes when the table does
     source: str | None = None  # where set, only rows of this source belong to the table
     scores: Any = None  # a reference to a table of id and more columns, which rows are joined with as they are read
     scored: tuple[str, ...] = ()  # the names of these columns
+
+    @property
+    def dimension(self) -> int:
+        """D, the length of a feature."""
+        return int(self.kind.list_size)
 
     @property
     def rows(self) -> int:
@@ -216,8 +298,8 @@ class GradientTable:
         columns = list(dict.fromkeys(columns))
         joined = [name for name in columns if name in self.scored]
         if not joined:
-            return read_columns(parts, columns)
-        table = read_columns(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
+            return self._read(parts, columns)
+        table = self._read(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
         scores = value_of(self.scores)
         ids = table["id"].cast(pa.string())
         scores = scores.filter(pc.is_in(scores["id"], ids))  # the ids here are few: only they are hashed
@@ -227,6 +309,23 @@ class GradientTable:
             table = table.append_column(name, scores[name])
         return table.select(columns)
 
+    def _read(self, parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
+        return concatenated([with_vectors(part.read(columns), self.column, self.kind, part) for part in parts])
+
+
+def with_vectors(table: pa.Table, column: str, kind: pa.FixedSizeListType, part: Part) -> pa.Table:
+    """A table whose features are of this type; UserError, naming the file, where they cannot be."""
+    if column not in table.column_names or table[column].type == kind:
+        return table
+    try:
+        values = vectors(table[column])
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from error
+    if values.shape[1] != kind.list_size and len(values):
+        raise UserError(f"{part} has features of {values.shape[1]} dimensions, other files of {kind.list_size}")
+    whole = values.reshape(-1, kind.list_size)
+    return table.set_column(table.column_names.index(column), column, vector_array(whole, kind.value_type))
+
 
 _KEPT = frozenset(gradient_schema(1).names)
 
@@ -235,30 +334,55 @@ def open_table(url: str, column: str) -> GradientTable:
     """Find a table's files and check what can be checked without reading it.
 
     Args:
-        url: The output folder of raydpp extract, select or cut, or a Parquet file with the columns id and ``column``.
-        column: The column with the features, a fixed-size list of numbers with unit norm.
+        url: The output folder of raydpp extract, select or cut, or a Parquet file, or a folder of them, with the
+            columns id and ``column``.
+        column: The column with the features, lists of numbers with unit norm; see ``vectors``.
     """
-    if url.endswith(".parquet"):
-        parts = parquet_at(url)
-        fingerprint, corpus = None, None
-        identity: Any = [[str(part), part.rows] for part in parts]
-    else:
-        folder = Folder.at(url)
+    folder = Folder.at(url)
+    identity: Any
+    if folder.has(runs.RECORD) or not _holds_parquet(url, folder):
         record = runs.load_finished(("extract", "select", "cut"), folder)
         parts = parquet_parts(folder.below(GRADIENTS))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
         column = record.get("feature_column", column)
-    schema = parts[0].schema
-    for needed in ("id", column):
-        if needed not in schema.names:
-            raise UserError(
-                f"{url} has no column {needed!r}; it has {', '.join(schema.names)}."
-                " --feature-column names the column with the features"
-            )
-    kind = schema.field(column).type
-    if not pa.types.is_fixed_size_list(kind):
-        raise UserError(f"the column {column!r} of {url} is {kind}, not a fixed-size list of numbers")
-    return GradientTable(last_name(url), tuple(parts), column, kind.list_size, fingerprint, corpus, identity)
+    else:
+        parts = parquet_at(url)
+        fingerprint, corpus = None, None
+        identity = [[str(part), part.rows] for part in parts]
+    parts = [part for part in parts if part.rows]
+    if not parts:
+        raise UserError(f"{url} has no rows")
+    return GradientTable(last_name(url), tuple(parts), column, _kind_of(parts, column), fingerprint, corpus, identity)
+
+
+def _holds_parquet(url: str, folder: Folder) -> bool:
+    return Folder.holding(url)[0].has(last_name(url)) or any(map(is_parquet, folder.files()))
+
+
+def _kind_of(parts: Sequence[Part], column: str) -> pa.FixedSizeListType:
+    """What features are read as: of the widest of the files' types, with as many dimensions as the first has."""
+    elements = []
+    for part in parts:
+        for needed in ("id", column):
+            if needed not in part.columns:
+                raise UserError(
+                    f"{part} has no column {needed!r}; it has {', '.join(part.columns)}."
+                    " --feature-column names the column with the features"
+                )
+        held = part.schema.field(column).type
+        element = vector_type(held)
+        if element is None:
+            raise UserError(f"the column {column!r} of {part} is {held}, not lists of numbers")
+        elements.append(np.dtype(element.to_pandas_dtype()))
+    floating = [element if element.kind == "f" else np.dtype(np.float32) for element in elements]
+    kind = parts[0].schema.field(column).type
+    if pa.types.is_fixed_size_list(kind):
+        dimension = kind.list_size
+    else:
+        file = pq.ParquetFile(parts[0].name, filesystem=parts[0].folder.system)
+        first = next(file.iter_batches(1, columns=[column]))
+        dimension = vectors(pa.chunked_array([first.column(0)])).shape[1]
+    return pa.list_(pa.from_numpy_dtype(max(floating, key=lambda one: one.itemsize)), dimension)
 
 
 def by_source(table: GradientTable) -> list[GradientTable]:

@@ -39,8 +39,13 @@ def test_gradients_are_a_plain_fixed_size_list(tmp_path: Path) -> None:
 
 
 def test_what_is_no_feature_column_is_refused() -> None:
-    with pytest.raises(UserError, match="fixed-size list"):
-        vectors(pa.chunked_array([pa.array([1.0])]))
+    for other in (pa.array([1.0]), pa.array([["a"]]), pa.array([[[1.0]]]), pa.array([b"12"])):
+        with pytest.raises(UserError, match="lists of numbers"):
+            vectors(pa.chunked_array([other]))
+    with pytest.raises(UserError, match=r"different numbers of dimensions \(1 to 2\)"):
+        vectors(pa.chunked_array([pa.array([[1.0], [1.0, 2.0]])]))
+    with pytest.raises(UserError, match="1 entries of features are null"):
+        vectors(pa.chunked_array([pa.array([[1.0, None]])]))
     nulls = pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))
     with pytest.raises(UserError, match="1 rows have no feature"):
         vectors(pa.chunked_array([nulls]))
@@ -136,17 +141,108 @@ def test_different_fingerprints_are_refused_by_the_field_that_differs(tmp_path: 
     with pytest.raises(UserError, match=r"one and other cannot be compared: their dtype differs \(float32 and bfloat"):
         same_fingerprint([one, other])
     with pytest.raises(UserError, match="4 dimensions and other 8"):
-        same_fingerprint([one, replace(other, dimension=8)])
+        same_fingerprint([one, replace(other, kind=pa.list_(pa.float32(), 8))])
 
 
 def test_mistakes_are_said_in_words(tmp_path: Path) -> None:
     path = written(tmp_path)
     with pytest.raises(UserError, match=r"no column 'x'; it has id, source, other, gradient.*--feature-column"):
         open_table(path, "x")
-    with pytest.raises(UserError, match="not a fixed-size list"):
+    with pytest.raises(UserError, match="not lists of numbers"):
         open_table(path, "other")
     with pytest.raises(UserError, match="there is no folder"):
         open_table(str(tmp_path / "none"), "gradient")
     (tmp_path / "damaged.parquet").write_text("no")
     with pytest.raises(UserError, match="not a readable Parquet file"):
         open_table(str(tmp_path / "damaged.parquet"), "gradient")
+
+
+POINTS = np.eye(4, dtype=np.float32)
+VECTORS: dict[str, pa.Array] = {
+    "fixed-size list": vector_array(POINTS, pa.float32()),
+    "half precision": vector_array(POINTS, pa.float16()),
+    "double precision": vector_array(POINTS, pa.float64()),
+    "list": pa.array(POINTS.tolist(), pa.list_(pa.float32())),
+    "large list": pa.array(POINTS.tolist(), pa.large_list(pa.float64())),
+    "integers": pa.array(POINTS.astype(int).tolist(), pa.list_(pa.int8())),
+    "Arrow's tensor": pa.FixedShapeTensorArray.from_numpy_ndarray(POINTS),
+    "Arrow's tensor of two dimensions": pa.FixedShapeTensorArray.from_numpy_ndarray(POINTS.reshape(4, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_vectors_of_every_kind_are_read(kind: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": list("abcd"), "gradient": VECTORS[kind]}), tmp_path / "t.parquet")
+    opened = open_table(str(tmp_path / "t.parquet"), "gradient")
+    assert (opened.rows, opened.dimension) == (4, 4)
+    np.testing.assert_array_equal(vectors(opened.read(opened.parts)["gradient"]), POINTS)
+    column = pa.chunked_array([VECTORS[kind][:1], VECTORS[kind][1:]])
+    np.testing.assert_array_equal(vectors(column), POINTS)
+
+
+def test_tensors_that_ray_wrote_are_read(cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    rows = ray.data.from_numpy(POINTS).map(lambda row: {"id": str(row["data"].argmax()), "gradient": row["data"]})
+    rows.write_parquet(str(tmp_path / "t"))
+    opened = open_table(str(tmp_path / "t"), "gradient")
+    np.testing.assert_array_equal(vectors(opened.read(opened.parts)["gradient"]), POINTS)
+
+
+def test_files_of_different_types_make_one_table(tmp_path: Path) -> None:
+    identities = [pa.array([1], pa.int32()), pa.array([2], pa.int64()), pa.array(["c"], pa.string_view())]
+    identities += [pa.array(["d"]).dictionary_encode(), pa.array(["e"], pa.large_string())]
+    sources = [pa.array([7]), pa.nulls(1), pa.array(["a"]), pa.array(["a"]).dictionary_encode(), None]
+    kinds = ["half precision", "fixed-size list", "list", "large list", "integers"]
+    for n, (ids, source, kind) in enumerate(zip(identities, sources, kinds, strict=True)):
+        columns = {"id": ids, "gradient": VECTORS[kind][:1], "loss": pa.array([n], [pa.int32(), pa.float64()][n % 2])}
+        if source is not None:
+            columns["source"] = source
+        (folder := tmp_path / "t" / ("source=e%20f" if source is None else "")).mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), folder / f"{n}.parquet")
+    pq.write_table(pa.table(columns).slice(0, 0), tmp_path / "t" / "empty.parquet")
+    opened = open_table(str(tmp_path / "t"), "gradient")
+    assert opened.kind == pa.list_(pa.float64(), 4)
+    assert len(opened.parts) == 5  # the empty one is none
+    read = opened.read(opened.parts, ["loss"]).sort_by("id")
+    assert read["id"].to_pylist() == ["1", "2", "c", "d", "e"]
+    assert read["source"].to_pylist() == ["7", "(no source)", "a", "a", "e f"]
+    np.testing.assert_array_equal(vectors(read["gradient"]), np.repeat(POINTS[:1], 5, axis=0))
+    assert {table.name: table.rows for table in by_source(opened)} == {"7": 1, "(no source)": 1, "a": 2, "e f": 1}
+    assert [one.read(one.parts).num_rows for one in by_source(opened)] == [1, 1, 2, 1]
+
+
+def test_files_that_do_not_go_together_are_named(tmp_path: Path) -> None:
+    def folder_of(**columns: pa.Array) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        pq.write_table(pa.table({"id": ["a"], "gradient": VECTORS["list"][:1]}), folder / "a.parquet")
+        pq.write_table(pa.table({"id": ["b"], "gradient": VECTORS["list"][1:2]} | columns), folder / "b.parquet")
+        return str(folder)
+
+    opened = open_table(folder_of(gradient=pa.array([[1.0, 0.0]])), "gradient")
+    with pytest.raises(UserError, match=r"b\.parquet has features of 2 dimensions, other files of 4"):
+        opened.read(opened.parts)
+    with pytest.raises(UserError, match=r"'gradient' of .*b\.parquet is string, not lists of numbers"):
+        open_table(folder_of(gradient=pa.array(["x"])), "gradient")
+    opened = open_table(folder_of(id=pa.nulls(1, pa.string())), "gradient")
+    with pytest.raises(UserError, match=r"1 rows of .*b\.parquet have no id"):
+        opened.read(opened.parts)
+    pq.write_table(pa.table({"id": ["a"], "gradient": VECTORS["list"][:1]}).slice(0, 0), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match=r"none\.parquet has no rows"):
+        open_table(str(tmp_path / "none.parquet"), "gradient")
+
+
+def test_files_are_known_by_their_names(tmp_path: Path) -> None:
+    for name in ("a.PARQUET", "b.pq", "c.parquet", "._c.parquet", "_metadata.parquet", ".tmp/d.parquet", "e.txt"):
+        (tmp_path / "t" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "t" / name).write_text("no Parquet")
+    for name in ("a.PARQUET", "b.pq", "c.parquet"):
+        pq.write_table(pa.table({"id": [name], "gradient": VECTORS["list"][:1]}), tmp_path / "t" / name)
+    assert [part.name for part in open_table(str(tmp_path / "t"), "gradient").parts] == [
+        "a.PARQUET",
+        "b.pq",
+        "c.parquet",
+    ]
+    for name in ("a.PARQUET", "b.pq"):
+        assert open_table(str(tmp_path / "t" / name), "gradient").rows == 1

@@ -27,7 +27,7 @@ from raydpp.dpp.greedy import greedy
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.log_det import pivot_residuals
 from raydpp.dpp.objective import Objective
-from raydpp.errors import UserError
+from raydpp.errors import UserError, checked_seed
 
 Subset = Literal["greedy", "uniform"]
 
@@ -79,7 +79,7 @@ def reference_curves(
     kernel.check_budget(size, dimension)
     curves = []
     for seed in seeds:
-        points = np.random.default_rng(seed).standard_normal((size, dimension))
+        points = np.random.default_rng(checked_seed("the reference seed", seed)).standard_normal((size, dimension))
         points /= np.linalg.norm(points, axis=1, keepdims=True)
         curves.append(log_det_curve(points, kernel, device))
     return np.stack(curves)
@@ -159,6 +159,7 @@ def log_det_distance(
         raise UserError(f"there is no subset {subset!r}: use 'greedy' or 'uniform'")
     if draws < 1:
         raise UserError(f"there are {draws} draws: a uniform subset needs at least 1")
+    checked_seed("the seed", seed)
     similarity = Kernel(kernel, gamma, ridge)
     rows = UnitRows(features, ids, device)  # (N, D)
     size = count_of(size, len(rows))

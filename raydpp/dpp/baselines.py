@@ -18,7 +18,7 @@ from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.dpp.log_det import ordered_log_gains
 from raydpp.dpp.objective import check_scores
-from raydpp.errors import UserError
+from raydpp.errors import UserError, checked_seed
 
 SAME = 1e-6
 """Unit rows nearer to each other than this are copies to k-center."""
@@ -94,6 +94,7 @@ def pick(
         raise UserError(f"there is no baseline {method!r}: use one of {', '.join(get_args(BaselineName))}")
     if budget.size is None and budget.tokens is None:
         raise UserError("no budget: give a size or a number of tokens")
+    checked_seed("the seed", seed)
     if not -1.0 < threshold <= 1.0:
         raise UserError(f"the threshold is {threshold}: it is a cosine similarity, above -1 and at most 1")
     if method == "k-means" and (budget.tokens is not None or budget.minimum or budget.maximum):

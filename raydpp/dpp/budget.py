@@ -43,6 +43,8 @@ class Budget:
     def __post_init__(self) -> None:
         if self.tokens is not None and not (math.isfinite(self.tokens) and self.tokens > 0):
             raise UserError(f"a budget of {self.tokens} tokens: give a number above 0")
+        if self.min_log_gain is not None and not math.isfinite(self.min_log_gain):
+            raise UserError(f"a smallest log gain of {self.min_log_gain}: give a number of nats")
         for name, quotas in (("minimum", self.minimum), ("maximum", self.maximum)):
             for source, value in quotas.items():
                 quota = f"the {name} of source {source} is"
@@ -113,10 +115,10 @@ class Budget:
 
 
 def count_of(size: int | float, rows: int) -> int:
-    """A budget as a count: a whole number is one, a fraction between 0 and 1 is of the rows (at least one)."""
+    """A budget as a count: a whole number is one, a fraction up to 1.0 is of the rows (at least one)."""
     if isinstance(size, bool) or not isinstance(size, int | float | np.integer | np.floating):
         raise UserError(f"a budget is a whole number of items or a fraction of them, not {size!r}")
-    if 0 < size < 1:
+    if 0 < size < 1 or (size == 1 and isinstance(size, float | np.floating)):
         return max(1, round(float(size) * rows))
     if not math.isfinite(size) or size != int(size):
         raise UserError(f"a budget of {size}: give a whole number of items, or a fraction between 0 and 1")

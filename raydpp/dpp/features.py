@@ -145,6 +145,9 @@ def _as_tensor(features: Features, device: torch.device | str | None) -> Tensor:
         return rows if rows.is_floating_point() else rows.double()
     try:
         array = np.asarray(features)
+        if array.dtype == object:  # a column of rows: of pandas, of Arrow
+            array = np.stack([np.asarray(row) for row in array])
+        array = np.ascontiguousarray(array)  # torch has no negative strides
         if array.dtype not in (np.float16, np.float32, np.float64):
             array = array.astype(np.float64)
         with warnings.catch_warnings():  # torch warns that a read-only array must not be written to: it is not
@@ -203,4 +206,5 @@ def rows_of(wanted: Any, ids: Ids | None, rows: int, name: str) -> np.ndarray:
 
 
 def _names(ids: Any) -> list[Any]:
-    return ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    listed = getattr(ids, "to_pylist", getattr(ids, "tolist", None))  # of Arrow; of NumPy, torch and pandas
+    return list(ids) if listed is None else listed()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from raydpp import runs
 from raydpp.cluster import cluster_plan, connect, unwrap_task_errors
-from raydpp.errors import UserError
+from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, resolve_dtype
@@ -104,6 +104,7 @@ def extract(
     config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
     if dimension < 2 or lora_rank < 1 or max_length < 8:
         raise UserError("--dimension must be at least 2, --lora-rank at least 1 and --max-length at least 8")
+    checked_seed("--seed", seed)
     for name, value in (("batch-tokens", batch_tokens), ("rows-per-file", rows_per_file)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: it must be at least 1")

@@ -13,7 +13,7 @@ from raydpp.dpp.objective import Objective
 from raydpp.select.inputs import Owned, SelectionJob, partitioned
 from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
 from raydpp.select.request import Request
-from raydpp.tables import GradientTable, vectors
+from raydpp.tables import GradientTable, concatenated, vectors
 
 
 def one_partition(table: GradientTable) -> bool:
@@ -54,5 +54,5 @@ def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]
         if len(inside):
             taken.append(table.read([part]).take(pa.array(inside)))
         start += part.rows
-    features = vectors(pa.concat_tables(taken)[table.column])  # (m, D), in row order
+    features = vectors(concatenated(taken)[table.column])  # (m, D), in row order
     return log_det_curve(features[np.argsort(np.argsort(order))], kernel)

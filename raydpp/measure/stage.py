@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from raydpp import runs
 from raydpp.cluster import tasks_for, unwrap_task_errors
 from raydpp.dpp.kernels import Kernel
-from raydpp.errors import UserError
+from raydpp.errors import UserError, checked_seed
 from raydpp.report.table import Table
 from raydpp.storage import absolute
 from raydpp.tables import GradientTable, by_source, open_table, same_fingerprint
@@ -70,6 +70,9 @@ def measure(
         raise UserError(f"--draws {draws}: at least one is needed")
     if not seeds:
         raise UserError("--reference-seeds: at least one is needed")
+    for name, numbers_given in (("--reference-seeds", seeds), ("--seed", [seed])):
+        for one in numbers_given:
+            checked_seed(name, one)
     opened = [open_table(url, feature_column) for url in tables]
     same_fingerprint(opened)
     similarity = Kernel(kernel, gamma, ridge)

@@ -22,6 +22,8 @@ from raydpp.storage import Folder
 from raydpp.tables import (
     GradientTable,
     Part,
+    concatenated,
+    is_parquet,
     open_table,
     parquet_at,
     partition_count,
@@ -29,6 +31,7 @@ from raydpp.tables import (
     read_columns,
     same_fingerprint,
     vectors,
+    with_vectors,
 )
 
 if TYPE_CHECKING:
@@ -103,11 +106,23 @@ def find_owned(tasks: Here, owned: Sequence[str], exclude: Sequence[str], table:
     for url in exclude:
         listed = _table_or_ids(url, table.column)
         blocked.update(_ids_of(listed.parts) if isinstance(listed, GradientTable) else listed)
+    if exclude:
+        known = tasks.get(tasks.submit(_count_ids, table, sorted(blocked)))
+        if known < len(blocked):
+            few = "none" if not known else f"{known:,}"
+            log.warning("select: %s of the %s ids to exclude are in %s", few, f"{len(blocked):,}", table.name)
     if not owned:
         return Owned(None, 0, pa.array(sorted(blocked), pa.string()))
     features, facts = tasks.submit(_owned_features, table, tables, sorted(ids), returns=2)
     known, unknown, count = tasks.get(facts)
     return Owned(features, count, pa.array(sorted(blocked | ids | set(known)), pa.string()), unknown)
+
+
+def check_tokens(tasks: Here, table: GradientTable, cost: str, tokens: int, excluded: pa.Array) -> None:
+    """UserError where a budget of tokens buys nothing, before the search for it."""
+    least = tasks.get(tasks.submit(_least_cost, table, cost, excluded))
+    if least > tokens:
+        raise UserError(f"--tokens {tokens}: the cheapest example costs {least:,.0f} ({cost}), so that nothing fits")
 
 
 def quality_scales(tasks: Here, table: GradientTable, scores: Sequence[Score]) -> tuple[Score, ...]:
@@ -134,7 +149,7 @@ def _table_or_ids(url: str, column: str) -> GradientTable | list[str]:
     folder, name = Folder.holding(url)
     if Folder.at(url).names() is not None:
         return open_table(url, column)
-    if url.endswith(".parquet"):
+    if is_parquet(name):
         parts = parquet_at(url)
         return open_table(url, column) if column in parts[0].columns else _ids_of(parts)
     text = folder.read_text(name)
@@ -159,17 +174,34 @@ def _owned_features(
     """(O, D) features in the order of ids, and: the ids found in tables, how many were not found, O."""
     found = []
     for other in tables:
-        rows = read_columns(other.parts, ["id", other.column])
-        found.append(rows.rename_columns(["id", "features"]))
+        for part in other.parts:
+            rows = with_vectors(part.read(["id", other.column]), other.column, table.kind, part)
+            found.append(rows.rename_columns(["id", "features"]))
     known = [str(one) for rows in found for one in rows["id"].to_pylist()]
     missing = pa.array(sorted(set(ids) - set(known)), pa.string())
     for part in table.parts:
-        rows = read_columns([part], ["id", table.column]).rename_columns(["id", "features"])
+        rows = with_vectors(part.read(["id", table.column]), table.column, table.kind, part)
+        rows = rows.rename_columns(["id", "features"])
         found.append(rows.filter(pc.is_in(rows["id"], missing)))
-    everything = pa.concat_tables(found, promote_options="permissive").sort_by("id")
+    everything = concatenated(found).sort_by("id")
     everything = everything.take(pa.array(np.unique(everything["id"].to_numpy(), return_index=True)[1]))
     unknown = len(set(ids) - set(everything["id"].to_pylist()))
     return vectors(everything["features"]), (known, unknown, len(everything))
+
+
+def _count_ids(table: GradientTable, ids: Sequence[str]) -> int:
+    """How many of some ids a table has, a file at a time."""
+    wanted = pa.array(ids, pa.string())
+    return sum(pc.sum(pc.is_in(part.read(["id"])["id"], wanted)).as_py() for part in table.parts)
+
+
+def _least_cost(table: GradientTable, cost: str, excluded: pa.Array) -> float:
+    least = np.inf
+    for part in table.parts:
+        rows = table.read_columns([part], ["id", cost])
+        rows = rows.filter(pc.invert(pc.is_in(rows["id"], excluded)))
+        least = min(least, numbers(rows, cost).min(initial=np.inf))
+    return 0.0 if least == np.inf else float(least)  # nothing is left to pick from: the search says so
 
 
 def _scales(table: GradientTable, columns: Sequence[str]) -> list[tuple[float, float]]:

@@ -21,7 +21,7 @@ from raydpp.progress import progress_bar, reporter
 from raydpp.select.inputs import ROWS_PER_PARTITION, SelectionJob
 from raydpp.select.plan import MergeLevel, merge_levels, search_cost
 from raydpp.select.request import Picked, Request, select_rows
-from raydpp.tables import GradientTable, Part
+from raydpp.tables import GradientTable, Part, concatenated
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _merge(
     *parts: tuple[pa.Table, Selection],
 ) -> tuple[pa.Table, Selection]:
     torch.set_num_threads(threads)
-    rows, selection = select_rows(pa.concat_tables([picks for picks, _ in parts]), request, reporter(counter), owned)
+    rows, selection = select_rows(concatenated([picks for picks, _ in parts]), request, reporter(counter), owned)
     return rows, _without_indices(selection)
 
 

@@ -116,7 +116,10 @@ def parse_quotas(option: str, texts: Sequence[str]) -> dict[str, float]:
             number = float(value)
         except ValueError:
             number = -1.0
-        if not source or not math.isfinite(number) or number < 0 or (number > 1 and number != int(number)):
+        whole = (
+            math.isfinite(number) and number >= 1 and number == int(number) and "." not in value
+        )  # 1.0 is one, or all: who knows
+        if not source or not (whole or 0 <= number < 1):
             raise UserError(f"{option} {text}: give SOURCE=NUMBER, or SOURCE=FRACTION below 1, or *=... for the others")
         quotas[source] = number
     return quotas

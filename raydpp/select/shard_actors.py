@@ -20,7 +20,7 @@ from raydpp.dpp.sharded.shard import Shard
 from raydpp.errors import UserError
 from raydpp.select.inputs import SelectionJob
 from raydpp.select.request import Request
-from raydpp.tables import GradientTable, Part
+from raydpp.tables import GradientTable, Part, concatenated
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ShardActors:
         for k in order:
             rows[where[k][0]].append(where[k][1])
         found = self._collect({i: self._actors[i].take.remote(self._setup, some) for i, some in rows.items()})
-        return pa.concat_tables([found[i] for i in range(len(self))]).take(pa.array(np.argsort(order), pa.int64()))
+        return concatenated([found[i] for i in range(len(self))]).take(pa.array(np.argsort(order), pa.int64()))
 
     def close(self) -> None:
         """End the actors."""

@@ -11,10 +11,11 @@ from raydpp.cluster import Here, tasks_for, unwrap_task_errors
 from raydpp.dpp.budget import Budget, count_of
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective
-from raydpp.errors import UserError
+from raydpp.errors import UserError, checked_seed
 from raydpp.select.inputs import (
     Owned,
     SelectionJob,
+    check_tokens,
     digest,
     find_owned,
     join_scores,
@@ -143,6 +144,7 @@ def select(
         raise UserError(f"--partitions {partitions}: at least one is needed")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    checked_seed("--seed", seed)
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
     least = parse_quotas("--min-per-source", min_per_source or [])
@@ -180,6 +182,8 @@ def select(
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
         opened = join_scores(tasks, opened, files, [*(score.column for score in judged), cost_column], have.excluded)
+        if tokens is not None:
+            check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
         counted = quality_weight > 0 or method == "quality" or compare
         request = replace(
@@ -199,7 +203,8 @@ def select(
             picked, certificate = greedy(job, record, exact=exact, oversample=oversample, certified=certify)
         chosen = picked.rows
         if not len(chosen):
-            raise UserError(f"nothing was picked: {picked.selection.stopped}")
+            why = picked.selection.stopped or "the budget is too small for any example"
+            raise UserError(f"nothing was picked: {why}")
         write_selection(run, picked, request)
         gains = picked.selection.log_gains
         examples = read_examples(tasks, Folder.at(corpus), chosen["id"].to_pylist(), gains) if corpus else []

@@ -26,6 +26,8 @@ def test_a_budget_is_a_count_or_a_fraction() -> None:
     assert count_of(0.1, 100) == 10
     assert count_of(0.001, 100) == 1
     assert count_of(12.0, 100) == 12
+    assert count_of(1, 100) == 1
+    assert count_of(1.0, 100) == 100  # a fraction: the whole
     assert count_of(np.int64(3), 100) == 3  # type: ignore[arg-type]
     for size, words in (
         (0, "at least 1"),
@@ -48,6 +50,9 @@ def test_a_minimum_is_of_what_there_is_and_the_star_is_everyone_else() -> None:
 
 
 def test_without_a_size_all_items_may_be_picked() -> None:
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        with pytest.raises(UserError, match="a smallest log gain of"):
+            Budget(min_log_gain=wrong)
     assert Budget(min_log_gain=-1.0).state(items(7)).left == 7
     assert Budget(min_log_gain=-1.0).state(items(7)).min_log_gain == -1.0
     assert Budget(7).state(items(7)).min_log_gain == -np.inf

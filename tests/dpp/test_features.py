@@ -142,3 +142,23 @@ def test_items_have_a_modular_term_and_one_cost_and_source_each() -> None:
         Items(sphere(3, 4), costs=np.array([0.0, 1.0, np.inf]))
     with pytest.raises(UserError, match="1 sources for 3 items"):
         Items(sphere(3, 4), sources=np.array(["x"]))
+
+
+def test_rows_of_any_library_are_rows() -> None:
+    import pandas as pd
+    import pyarrow as pa
+
+    points = np.eye(6, 4, dtype=np.float32) + np.eye(6, 4, -3, dtype=np.float32)  # (6, 4)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    listed = pa.FixedSizeListArray.from_arrays(pa.array(points.reshape(-1)), 4)
+    held: list[object] = [points.tolist(), np.asfortranarray(points), points[::-1][::-1], pd.Series(list(points))]
+    held += [pd.DataFrame(points), listed, pa.chunked_array([listed[:2], listed[2:]]), pa.array(points.tolist())]
+    held += [pa.FixedShapeTensorArray.from_numpy_ndarray(points), np.repeat(points, 2, axis=0)[::2]]
+    for rows in held:
+        np.testing.assert_array_equal(UnitRows(rows).take(), UnitRows(points).take())  # type: ignore[arg-type]
+    backwards = UnitRows(points[::-1], ids=pa.array(list("abcdef"))).take()
+    np.testing.assert_array_equal(backwards, UnitRows(points).take().flip(0))
+    for ids in (pd.Series(list("fedcba")), pa.array(list("fedcba")), pa.chunked_array([list("fed"), list("cba")])):
+        assert id_order(ids, 6).tolist() == [5, 4, 3, 2, 1, 0]
+    with pytest.raises(UserError, match="not an \\(N, D\\) array"):
+        UnitRows(pd.Series([[1.0], [1.0, 0.0]]))

@@ -36,7 +36,7 @@ def test_a_method_is_described_by_its_picks(table: str) -> None:
     request = Request(Budget(9), Objective(Kernel()), quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
     picked, selection = select_rows(rows(), request)
     job = job_of(table, 1, request)
-    job = replace(job, table=replace(job.table, dimension=6))
+    job = replace(job, table=replace(job.table, kind=pa.list_(pa.float64(), 6)))
     (found,) = comparison(job, {"greedy": Picked(picked, selection)})
     assert found["log_det"] == pytest.approx(selection.log_det)
     expected = log_det_distance(vectors(rows()["gradient"]), 9, reference_seeds=(0, 1, 2))

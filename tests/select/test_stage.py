@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.objective import standardise
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
+from raydpp.measure.stage import measure
 from raydpp.runs import RunResult
 from raydpp.select import distributed
 from raydpp.select.cut import cut
@@ -292,3 +294,65 @@ def test_ctrl_c_leaves_the_picks_so_far_and_cut_takes_them(
     assert picked(part) == picked(whole)[:8]
     again = select(table, out, 20, partitions=1)  # the same command again does all of it
     assert picked(again) == picked(whole)
+
+
+def foreign(folder: Path, rows: int = 300) -> str:
+    """A table as others write it: parts of other types, one of them empty, sources in the names of folders."""
+    draw = np.random.default_rng(0)
+    for number, (name, element) in enumerate((("source=a/1.pq", pa.float32()), ("source=b/2.PARQUET", pa.float16()))):
+        points = draw.standard_normal((rows, 8))
+        points /= np.linalg.norm(points, axis=1, keepdims=True)
+        ids = pa.array(range(number * rows, (number + 1) * rows), [pa.int32(), pa.int64()][number])
+        listed = pa.array(points.tolist(), pa.list_(element))
+        (folder / name).parent.mkdir(parents=True)
+        pq.write_table(pa.table({"id": ids, "v": listed, "response_tokens": ids}), folder / name)
+    empty = pa.table({"id": ids, "v": listed, "response_tokens": ids}).slice(0, 0)
+    pq.write_table(empty, folder / "source=a" / "0.parquet")
+    (folder / "source=b" / "._2.parquet").write_text("what macOS writes beside it")
+    return str(folder)
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 5])
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_table_that_others_wrote_is_selected_from(
+    partitions: int, exact: bool, cluster: None, tmp_path: Path
+) -> None:
+    table = foreign(tmp_path / "t")
+    out = select(table, str(tmp_path / "out"), 20, feature_column="v", partitions=partitions, exact=exact).out
+    picks = pq.read_table(tmp_path / "out" / "selection")
+    assert set(picks["source"].to_pylist()) == {"a", "b"}
+    assert len(set(picks["id"].to_pylist())) == 20
+    found = measure([table, out], str(tmp_path / "measured"), feature_column="v", size=2, split_by_source=True).record
+    assert sorted(one["table"] for one in found["results"]) == ["a", "a (2)", "b", "b (2)"]
+    half = select(table, str(tmp_path / "half"), 5, feature_column="v", owned=[out], exclude=[out]).record
+    assert half["counts"]["owned"] == 20
+
+
+def test_what_asks_for_nothing_is_refused_before_the_search(
+    table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = str(tmp_path / "out")
+    cheapest = min(pq.read_table(Path(table) / "gradients")["response_tokens"].to_pylist())
+    with pytest.raises(UserError, match=f"--tokens {cheapest - 1}: the cheapest example costs {cheapest} "):
+        select(table, out, tokens=cheapest - 1)
+    assert select(table, str(tmp_path / "one"), tokens=cheapest).record["counts"]["rows"] == 1
+    for wrong in (math.nan, math.inf, -math.inf):
+        with pytest.raises(UserError, match="smallest log gain"):
+            select(table, out, min_log_gain=wrong)
+    for wrong_seed in (-1, 2**32):
+        with pytest.raises(UserError, match=f"--seed {wrong_seed}: a seed is a whole number from 0"):
+            select(table, out, 2, method="random", seed=wrong_seed)
+        with pytest.raises(UserError, match=f"--reference-seeds {wrong_seed}: a seed"):
+            measure([table], out, reference_seeds=[0, wrong_seed])
+    (tmp_path / "ids.txt").write_text("none\nof\nthese\n")
+    select(table, out, 2, exclude=[str(tmp_path / "ids.txt")])
+    assert any("none of the 3 ids to exclude are in" in message for message in caplog.messages)
+
+
+def test_a_fraction_of_1_is_the_whole(table: str, tmp_path: Path) -> None:
+    assert select(table, str(tmp_path / "whole"), 1.0).record["counts"]["rows"] == 40
+    assert select(table, str(tmp_path / "one"), 1).record["counts"]["rows"] == 1
+    assert main(["select", table, "--size", "1.0", "--out", str(tmp_path / "again")]) == 0
+    assert len(pq.read_table(tmp_path / "again" / "selection")) == 40
+    with pytest.raises(UserError, match=r"--max-per-source first=1\.0: give SOURCE=NUMBER, or SOURCE=FRACTION below 1"):
+        select(table, str(tmp_path / "quota"), 4, max_per_source=["first=1.0"])
