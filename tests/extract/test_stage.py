@@ -159,12 +159,3 @@ def part_of_corpus(corpus: str, out: Path, rows: int) -> str:
 )
 def test_what_will_be_cut_is_said_before(cut: list[int], rows: int, expected: str) -> None:
     assert cuts_expected(cut, rows, 64).startswith(expected)
-
-
-def test_a_run_says_what_it_will_cut(
-    corpus: str, tiny_model: str, cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("INFO"):
-        done = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=8, max_length=12)
-    (said,) = [message for message in caplog.messages if "will be cut" in message]
-    assert said.startswith(f"extract: {done.record['counts']['truncated']} of 40 have more than 12 tokens")

@@ -21,9 +21,10 @@ from raydpp.cluster import ActorPlan
 from raydpp.errors import UserError
 from raydpp.extract import workers
 from raydpp.extract.isolation import Features
+from raydpp.extract.sample import choose
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Unit
-from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_unit
+from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_first, tokenize_unit
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample
@@ -286,3 +287,12 @@ def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
     assert {path: path.stat().st_mtime_ns for path in first} == first
     begun = Counter(log.read_text().split())
     assert begun.total() - len(begun) == 4  # the fourth unit
+
+
+def test_a_sample_is_tokenised_to_know_what_will_be_cut(corpus: str, tiny_model: str) -> None:
+    chosen = choose(Folder.at(corpus), {"first": 20, "second": 20})
+    examples, reasons = tokenize_first(chosen, ExtractorConfig(tiny_model), Masking(max_length=12))
+    whole, _ = tokenize_first(chosen, ExtractorConfig(tiny_model), Masking())
+    assert not reasons
+    assert [example.cut for example in examples] == [max(0, len(example.ids) - 12) for example in whole]
+    assert len(tokenize_first(chosen, ExtractorConfig(tiny_model), Masking(), most=7)[0]) == 7

@@ -64,5 +64,5 @@ def test_mistakes_are_named(table: str, tmp_path: Path) -> None:
     write_table(Folder.at(tmp_path), "plain.parquet", pa.table({"id": ["a"], "x": [1.0]}))
     with pytest.raises(UserError, match="no column 'gradient'; it has id, x"):
         measure([plain], out)
-    with pytest.raises(UserError, match="not a fixed-size list"):
+    with pytest.raises(UserError, match="not lists of numbers"):
         measure([plain], out, feature_column="x")

@@ -16,7 +16,6 @@ from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
-from raydpp.extract.stage import extract
 from raydpp.ingest.stage import ingest
 from raydpp.runs import Run
 from raydpp.select.cut import cut
@@ -61,7 +60,7 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
 
 
 @pytest.fixture(scope="module")
-def mixed(cluster: None, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A selection of all rows of a corpus of many shapes, and each row's own messages by its last content."""
     folder = tmp_path_factory.mktemp("mixed")
     words = ["one", "two", "three", "four", "red", "blue", "green", "sky", "sea", "tree", "cat", "dog"]
@@ -78,8 +77,11 @@ def mixed(cluster: None, tiny_model: str, tmp_path_factory: pytest.TempPathFacto
         raw.append(row)
     write_rows(folder / "raw" / "a.jsonl", raw)
     corpus = ingest([str(folder / "raw")], str(folder / "corpus")).out
-    table = extract(corpus, str(folder / "table"), tiny_model, dimension=64).out
-    out = select(table, str(folder / "out"), len(words)).out
+    ids = pq.read_table(Path(corpus) / "corpus")["id"]
+    points = np.random.default_rng(0).standard_normal((len(ids), 64))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    pq.write_table(pa.table({"id": ids, "gradient": vector_array(points, pa.float32())}), folder / "table.parquet")
+    out = select(str(folder / "table.parquet"), str(folder / "out"), len(words), corpus=corpus).out
     return Path(out), {row["messages"][-1]["content"]: row for row in raw}
 
 
@@ -163,21 +165,24 @@ def test_llama_factory_finds_the_examples_and_the_roles(mixed: tuple[Path, dict[
         assert read == [(turn["role"], turn["content"]) for turn in raw[read[-1][1]]["messages"]]
 
 
-def test_the_card_says_where_the_examples_come_from(mixed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    out, _ = mixed
+def test_the_card_says_where_the_examples_come_from(table: str, tmp_path: Path) -> None:
+    out = Path(select(table, str(tmp_path / "out"), 12).out)
     _, front, text = (out / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["configs"] == [
         {"config_name": "default", "data_files": [{"split": "train", "path": "examples.jsonl"}]}
     ]
     record = json.loads((out / "run.json").read_text())
     assert "# 12 selected examples" in text
-    assert "gradient under tiny-model0, 64 dimensions" in text
+    assert f"- picked from: `{table}`, 40 examples of `{record['corpus']}`" in text
+    assert f"gradient under {record['fingerprint']['model']}, 64 dimensions" in text
     assert "exact greedy, rbf kernel, gamma 1" in text
     assert "- budget: `--size 12`" in text
     assert f"- log det: {record['log_det']:,.2f} nats" in text
     assert f"`raydpp select --config {out}/run.json --out NEW`" in text
-    assert "| a | 100.0% | 100.0% |" in text
+    picked = sum(row["source"] == "first" for row in lines_of(out))
+    assert f"| first | 50.0% | {picked / 12:.1%} |" in text
     curves = json.loads((out / "distances.json").read_text())["curves"]
+    assert curves["greedy"][11] < curves["random"][11]
     beside = f"{curves['greedy'][11]:.4f} nats per example; of as many random ones {curves['random'][11]:.4f}"
     assert beside in text
     small = cut(str(out), str(tmp_path / "small"), 0.5).out
@@ -186,6 +191,9 @@ def test_the_card_says_where_the_examples_come_from(mixed: tuple[Path, dict[str,
     assert "- budget: `--size 0.5`" in text
     assert f"{curves['greedy'][5]:.4f} nats per example; of as many random ones {curves['random'][5]:.4f}" in text
     assert f"`raydpp cut {out} --size 0.5 --out NEW`" in text
+    plain = select(table, str(tmp_path / "plain"), 3, quality=["loss=-1"], quality_weight=0.3, kernel="cosine").out
+    text = (Path(plain) / "README.md").read_text()
+    assert "exact greedy, cosine kernel, ridge 0.1, quality weight 0.3 on loss=-1" in text
 
 
 def test_a_trainer_takes_a_step_on_a_selection(
