@@ -161,6 +161,7 @@ def write_dataset(
     title = f"# {len(rows):,} selected examples"
     card = ["---", yaml.safe_dump(front, sort_keys=False).rstrip(), "---", "", title, "", *listed, *table, ""]
     tags = {f"{name}_tag": name for name in ("role", "content", "user", "assistant", "system")}
+    tags["observation_tag"] = "tool"
     described = {"file_name": EXAMPLES, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     out.write_json_lines(EXAMPLES, rows)
     out.write_json("dataset_info.json", {"raydpp": described})

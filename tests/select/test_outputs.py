@@ -158,6 +158,7 @@ def test_llama_factory_finds_the_examples_and_the_roles(mixed: tuple[Path, dict[
     assert info["formatting"] == "sharegpt"
     rows = [json.loads(line) for line in (out / info["file_name"]).read_text().splitlines()]
     tags = info["tags"]
+    assert tags["observation_tag"] == "tool"
     known = {tags[f"{name}_tag"]: name for name in ("system", "user", "assistant")}
     for row in rows:  # as its converter goes through a row
         turns = row[info["columns"]["messages"]]
