@@ -53,7 +53,7 @@ def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
         rows_of_all = [json.loads(line) for line in examples.split("\n") if line]
         whole = Counter(row["source"] for row in rows_of_all)
         facts = {
-            **record["card"],
+            **record.get("card", {}),
             "picked from": f"`{selection}`, {len(rows_of_all):,} examples, of which these are the first",
             "budget": f"`--size {size}`",
             "again": f"`raydpp cut {selection} --size {size} --out NEW`",
@@ -67,7 +67,7 @@ def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
         corpus=record["corpus"],
         feature_column=record["feature_column"],
         nested_unless=record["nested_unless"],
-        card=record["card"],
+        card=record.get("card", {}),
         counts={"in": record["counts"]["rows"], "asked": count, "rows": count},
         log_det=log_det,
         stopped=None,
