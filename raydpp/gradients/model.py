@@ -10,10 +10,13 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +30,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+log = logging.getLogger(__name__)
+
+
 def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
-    """The frozen language model in evaluation mode on the device. UserError where it cannot be loaded."""
+    """The frozen language model in evaluation mode on the device.
+
+    UserError where it cannot be loaded, or where a weight of it is not there: transformers would draw one at random.
+    """
     from transformers import AutoModelForCausalLM
 
     return _load(AutoModelForCausalLM, name, device, dtype)
@@ -38,17 +47,73 @@ def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.M
     """The same for a text encoder (or a language model without its head)."""
     from transformers import AutoModel
 
-    return _load(AutoModel, name, device, dtype)
+    # What pools the tokens is of no use here, and many encoders are published without it.
+    return _load(AutoModel, name, device, dtype, needless="pooler")
 
 
-def _load(kind: Any, name: str, device: torch.device, dtype: Dtype) -> nn.Module:
+def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: str = "") -> nn.Module:
     import torch
 
     with _loading(name, "model"):
         wanted = getattr(torch, resolve_dtype(dtype, device.type))
         # transformers takes SDPA (flash attention on a GPU) wherever the model has it
-        model: nn.Module = kind.from_pretrained(local_model(name), dtype=wanted)
+        load = functools.partial(
+            kind.from_pretrained,
+            local_model(name),
+            dtype=wanted,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+        )
+        model: nn.Module
+        model, found = load()
+        if prefix := _stray_prefix(found["missing_keys"], found["unexpected_keys"]):
+            model, found = load(key_mapping={f"^{re.escape(prefix)}": ""})
+            log.warning("the weights of %r are stored under %s...: this prefix was left out", name, prefix)
+        _require_all_weights(name, found, needless)
     return model.requires_grad_(False).eval().to(device)
+
+
+def _stray_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
+    """What stands before the names of the weights in a checkpoint of a wrapped model (``_orig_mod.``, ``module.``)."""
+    wanted = set(missing)
+    prefixes = Counter(
+        stored[: dot.end()]
+        for stored in unexpected
+        for dot in re.finditer(r"\.", stored)
+        if stored[dot.end() :] in wanted
+    )
+    return max(prefixes, key=prefixes.__getitem__, default=None)
+
+
+def _require_all_weights(name: str, found: Mapping[str, Any], needless: str) -> None:
+    """UserError where a checkpoint does not fill its model; what it has beyond that is said."""
+    missing = sorted(key for key in found["missing_keys"] if not (needless and needless in key))
+    other = sorted(found["mismatched_keys"])
+    if other:
+        key, stored, wanted = other[0]
+        raise UserError(
+            f"the model {name!r} has {len(other)} weights of another shape than its configuration says"
+            f" ({key} is {tuple(stored)}, not {tuple(wanted)}): its config.json belongs to another checkpoint"
+        )
+    if missing:
+        head = "lm_head" in missing[0] or "embed_out" in missing[0]
+        raise UserError(
+            f"the checkpoint {name!r} does not hold {len(missing)} weights of its model ({_few(missing)}), which would"
+            " be drawn at random: "
+            + (
+                "it was saved without its head; save the language model itself"
+                if head and len(missing) == 1
+                else "save the model again with save_pretrained, an adapter merged or given with --adapter"
+            )
+        )
+    if (left := sorted(found["unexpected_keys"])) and not needless:
+        log.warning(
+            "%d weights of %r belong to no part of the model, and were left out: %s", len(left), name, _few(left)
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -163,7 +228,11 @@ def _convert_gguf(source: Path, target: Path) -> None:
         AutoTokenizer.from_pretrained(source.parent, **options).save_pretrained(target)
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        weights = AutoModelForCausalLM.from_pretrained(source.parent, config=config, dtype=torch.float32, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.parent, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+    weights, found = loaded
+    _require_all_weights(str(source), found, needless="")
     # The loaded model calls itself quantised and will not be saved, though its weights are plain by now.
     plain.load_state_dict(weights.state_dict(), assign=True)
     plain.save_pretrained(target)

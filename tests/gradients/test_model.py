@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,72 @@ def test_the_real_gguf_file_becomes_a_folder_that_transformers_loads(smollm2: st
     assert (folder / "model.safetensors").is_file()
     assert load_config(smollm2).num_hidden_layers == 30
     assert "<|im_start|>" in load_tokenizer(smollm2).chat_template
+
+
+def rewritten(source: str, target: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> str:
+    """A copy of a model's folder with other weights."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, target)
+    file = target / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    return str(target)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "base_model.model.", "module._orig_mod."])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_prefix_of_all_weights_is_left_out_and_said(
+    prefix: str, architecture: str, model_folder: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = model_folder(architecture)
+    wrapped = rewritten(source, tmp_path / "m", lambda weights: {prefix + key: w for key, w in weights.items()})
+    expected, found = load_model(source, CPU), load_model(wrapped, CPU)
+    for (name, weight), other in zip(expected.named_parameters(), found.parameters(), strict=True):
+        assert torch.equal(weight, other), name
+    assert f"are stored under {prefix}..." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("dropped", "reason"),
+    [
+        ("lm_head.weight", r"does not hold 1 weights of its model \(lm_head.weight\).*saved without its head"),
+        ("model.layers.1.mlp.up_proj.weight", r"does not hold 1 weights .*up_proj.*save the model again"),
+        ("layers.0", r"does not hold 9 weights of its model \(model\.layers\.0\..*, \.\.\.\), which would be drawn"),
+    ],
+)
+def test_a_checkpoint_without_all_of_its_weights_is_refused(
+    dropped: str, reason: str, model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder = rewritten(
+        model_folder("llama"), tmp_path / "m", lambda weights: {k: w for k, w in weights.items() if dropped not in k}
+    )
+    with pytest.raises(UserError, match=reason):
+        load_model(folder, CPU)
+
+
+def test_a_checkpoint_of_another_shape_is_refused(model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    folder = rewritten(model_folder("llama"), tmp_path / "m", lambda weights: weights | {name: torch.zeros(20, 16)})
+    with pytest.raises(UserError, match=rf"1 weights of another shape .*{name} is \(20, 16\), not \(24, 16\)"):
+        load_model(folder, CPU)
+
+
+def test_weights_that_are_left_over_are_said(
+    model_folder: Callable[[str], str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    more = {"value_head.weight": torch.zeros(1, 16), "x.y": torch.zeros(1)}
+    load_model(rewritten(model_folder("llama"), tmp_path / "m", lambda weights: weights | more), CPU)
+    assert "2 weights of" in caplog.text
+    assert "value_head.weight, x.y" in caplog.text
+
+
+def test_an_encoder_needs_no_pooler_and_uses_no_head(model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    folder = rewritten(
+        model_folder("bert"), tmp_path / "m", lambda weights: {k: w for k, w in weights.items() if "pooler" not in k}
+    )
+    load_encoder(folder, CPU)
+    broken = rewritten(
+        model_folder("bert"), tmp_path / "b", lambda weights: {k: w for k, w in weights.items() if "layer.1" not in k}
+    )
+    with pytest.raises(UserError, match="does not hold 16 weights of its model"):
+        load_encoder(broken, CPU)
