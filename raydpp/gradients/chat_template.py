@@ -24,7 +24,8 @@ DEFAULT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
 )
-"""What a base model without a chat template gets: "User: ...", blank line, "Assistant: ..." and the end token."""
+"""What a base model without a chat template gets: "User: ...", blank line, "Assistant: ..." and the end token; before
+them the token that begins a text, where its tokenizer adds one by itself."""
 
 Messages = Sequence[Mapping[str, Any]]
 """The turns of a conversation, each with its role and content. An assistant's may have reasoning_content, its thinking
@@ -76,7 +77,9 @@ class _Rendering:
 def template_of(tokenizer: Any) -> str:
     """The chat template in use: the tokenizer's own, else DEFAULT_TEMPLATE."""
     own = tokenizer.chat_template
-    return own if isinstance(own, str) else tokenizer.get_chat_template() if own else DEFAULT_TEMPLATE
+    if own:
+        return own if isinstance(own, str) else tokenizer.get_chat_template()
+    return "{{ bos_token }}" * _begins_texts(tokenizer) + DEFAULT_TEMPLATE
 
 
 def with_reasoning(message: Mapping[str, Any]) -> str:
@@ -268,6 +271,13 @@ class ChatTemplate:
         tail = tail[_thinking_after(tail, last.closed) :].strip()
         token = max(filter(tail.startswith, self._added), key=len, default="")
         return token or (tail if len(tail.split()) == 1 else "")
+
+
+@functools.lru_cache(maxsize=8)
+def _begins_texts(tokenizer: Any) -> bool:
+    """Whether a tokenizer puts a token before every text, as that of a base model that was trained so does."""
+    alone, added = (tokenizer("a", add_special_tokens=add)["input_ids"] for add in (False, True))
+    return tokenizer.bos_token_id is not None and added[: len(added) - len(alone)][:1] == [tokenizer.bos_token_id]
 
 
 @functools.lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from raydpp.errors import RowError
-from raydpp.gradients.chat_template import ChatTemplate
+from raydpp.gradients.chat_template import DEFAULT_TEMPLATE, ChatTemplate, template_of
 from raydpp.gradients.config import Masking
 from raydpp.gradients.tokenization import TokenizedExample, tokenize
 from tests.gradients.chat_families import FAMILIES, byte_level, marked, published, word_pieces_with_space
@@ -204,3 +204,23 @@ def test_a_clock_in_a_template_stands_still() -> None:
     assert chat.render([user("a")]) == chat.render([user("a")])
     tokenizer.chat_template = "{%- set today = strftime_now('%d %b %Y') %}{{ today }} {{ messages[0].content }}"
     assert ChatTemplate.of(tokenizer).render([user("a")]) == "26 Jul 2024 a"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "begins"), [("<s> $A", True), ("<s> $A </s>", True), ("$A </s>", False), ("$A", False)]
+)
+def test_a_base_model_gets_the_token_that_its_tokenizer_puts_before_a_text(pattern: str, begins: bool) -> None:
+    from tokenizers import processors
+
+    tokenizer = byte_level()
+    marks = [(mark, tokenizer.convert_tokens_to_ids(mark)) for mark in ("<s>", "</s>")]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=pattern, special_tokens=marks)
+    assert template_of(tokenizer).removeprefix("{{ bos_token }}") == DEFAULT_TEMPLATE
+    found = tokenize([user("Is 4 even?"), assistant("yes")], tokenizer, Masking())
+    assert tokenizer.decode(found.ids) == "<s>" * begins + "User: Is 4 even?\n\nAssistant: yes</s>"
+    assert (
+        tokenizer.decode(found.ids[found.response]) == "yes</s>"
+        or tokenizer.decode(found.ids[found.response]) == " yes</s>"
+    )
+    tokenizer.chat_template = published(FAMILIES["ChatML"])
+    assert template_of(tokenizer) == tokenizer.chat_template
