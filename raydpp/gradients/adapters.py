@@ -50,6 +50,8 @@ def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[
 
     UserError where the adapter cannot be put on this model, or no layer matches.
     """
+    if adapter.kind in ("fresh", FULL_WEIGHTS):
+        _require_most_weights(model, adapter)
     if adapter.kind == "fresh":
         layers = _fresh(model, adapter)
     elif adapter.kind == FULL_WEIGHTS:
@@ -59,14 +61,36 @@ def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[
     return model.requires_grad_(False).eval(), layers
 
 
+_LEAST_SEEN = 0.75  # of the weights of a model's blocks, where nobody has named the layers
+
+
+def _require_most_weights(model: nn.Module, adapter: Adapter) -> None:
+    """UserError where much of a model is stacks of matrices (fused experts), whose gradients are not captured.
+
+    A part of the model would stand for the whole: whoever names the layers wants that.
+    """
+    if adapter.targets != "all-linear" or (adapter.layers != "all" and _last_blocks(adapter.layers) is None):
+        return
+    linear = sum(math.prod(_weight_shape(module)) for _, module in _linear_layers(model))
+    stacks = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.ndim > 2}
+    seen = linear / max(1, linear + sum(stacks.values()))
+    if seen < _LEAST_SEEN:
+        raise UserError(
+            f"{seen:.0%} of the weights of this model's blocks are in linear layers, and only the gradients of these"
+            f" are captured; others, such as {next(iter(stacks))}, are stacks of matrices (fused experts). Where a part"
+            " will do, name it: --layers self_attn, or another regular expression of module names"
+        )
+
+
 def choose_layers(names: Iterable[str], layers: str) -> list[str]:
     """The names that an Adapter's ``layers`` means, in the order given. UserError where it means none."""
     names = list(names)
     if layers == "all":
         return names
-    if last := re.fullmatch(r"last:(\d+)", layers):
+    last = _last_blocks(layers)
+    if last is not None:
         blocks = sorted({block for name in names if (block := _block(name)) is not None})
-        kept = blocks[max(0, len(blocks) - int(last[1])) :]
+        kept = blocks[max(0, len(blocks) - last) :]
         chosen = [name for name in names if _block(name) in kept]
     else:
         try:
@@ -79,6 +103,11 @@ def choose_layers(names: Iterable[str], layers: str) -> list[str]:
             f" found in names such as {', '.join(names[:: max(1, len(names) // 3)][:3])}"
         )
     return chosen
+
+
+def _last_blocks(layers: str) -> int | None:
+    found = re.fullmatch(r"last:(\d+)", layers)
+    return int(found[1]) if found else None
 
 
 def _block(name: str) -> int | None:
@@ -99,6 +128,7 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
         raise UserError(f"LoRA cannot be put on {targets!r} of this model: {error}") from error
     base: Any = adapted.base_model
     names = [str(name) for name in [*base.targeted_module_names, *getattr(base, "targeted_parameter_names", ())]]
+    names = choose_layers(names, adapter.layers)
     try:
         adapted.unload()  # PEFT has said which modules it would adapt; the model stays as it was
         wrong = next((name for name in names if not _is_linear(model.get_submodule(name))), None)
@@ -107,10 +137,10 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     if wrong is not None:
         raise UserError(
             f"LoRA on {targets!r} of this model would not only be on linear layers ({wrong}), and only theirs is"
-            " captured: name linear layers with --lora-targets, or use --adapter full-weights"
+            " captured: name linear layers with --lora-targets or --layers, or use --adapter full-weights"
         )
     layers = []
-    for name in choose_layers(names, adapter.layers):
+    for name in names:
         module = model.get_submodule(name)
         outputs, inputs = _weight_shape(module)
         bound = 1 / math.sqrt(inputs)  # PEFT's own distribution of A
@@ -123,8 +153,7 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
 
 
 def _full_weights(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module) and module is not head}
+    linear = dict(_linear_layers(model))
     return [
         TargetLayer(name, linear[name], _weight_shape(linear[name])) for name in choose_layers(linear, adapter.layers)
     ]
@@ -165,6 +194,12 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Target
         for name, module in modules.items()
         if name.rsplit(".", 1)[0] in chosen
     ]
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The linear layers of the model's body, by name."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [(name, module) for name, module in model.named_modules() if _is_linear(module) and module is not head]
 
 
 def _is_linear(module: nn.Module) -> bool:

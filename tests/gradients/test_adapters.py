@@ -178,7 +178,7 @@ def test_a_fresh_adapter_on_fused_experts_is_refused(tmp_path: Path) -> None:
     config = MixtralConfig(**sizes, num_hidden_layers=1, num_key_value_heads=1, num_local_experts=2)
     MixtralForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="only be on linear layers"):
-        attached(str(tmp_path), Adapter())
+        attached(str(tmp_path), Adapter(layers="mlp"))
 
 
 def test_a_pattern_means_the_same_modules_for_every_kind_of_adapter(model_folder: Build, saved_adapter: Build) -> None:
@@ -186,3 +186,36 @@ def test_a_pattern_means_the_same_modules_for_every_kind_of_adapter(model_folder
     for kind in ("fresh", "full-weights", saved_adapter(folder)):
         _, layers = attached(folder, Adapter(kind, layers=r"q_proj$"))
         assert {re.sub(r"\.lora_[AB]$", "", layer.name).rsplit(".", 1)[-1] for layer in layers} == {"q_proj"}
+
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "Mixtral": {"num_local_experts": 4},
+    "GptOss": {"num_local_experts": 4, "head_dim": 8},
+    "Qwen2Moe": {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
+    "Qwen3Moe": {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8},
+    "GraniteMoe": {"num_local_experts": 4},
+    "Olmoe": {"num_experts": 4, "num_key_value_heads": 2, "eos_token_id": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ["fresh", FULL_WEIGHTS])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_of_fused_experts_does_not_pass_for_what_is_beside_them(family: str, kind: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**{**SMALL, **MIXTURES[family]})
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    for layers in ("all", "last:1"):
+        with pytest.raises(UserError, match=r"^\d+% of the weights .*experts.*--layers self_attn"):
+            attach_adapter(model, Adapter(kind, layers=layers))
+    _, chosen = attach_adapter(model, Adapter(kind, layers="self_attn"))  # whoever names a part wants it
+    assert len(chosen) == 2 * 4
+    assert all("self_attn" in layer.name for layer in chosen)
