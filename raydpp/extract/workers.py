@@ -23,7 +23,7 @@ from raydpp.extract.isolation import Features, IsolatedExtractor
 from raydpp.extract.sample import Sample
 from raydpp.extract.units import REJECTS, Completed, Unit, plan_units, scan_output
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
-from raydpp.gradients.model import load_tokenizer
+from raydpp.gradients.model import load_tokenizer, vocabulary_size
 from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, read_columns, vector_array, write_table
@@ -139,6 +139,7 @@ def tokenize_unit(unit: Unit, job: ExtractJob) -> pa.Table:
 
 
 _cached_tokenizer = functools.cache(load_tokenizer)  # once a worker process
+_cached_vocabulary_size = functools.cache(vocabulary_size)
 
 
 def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) -> TokenizedExample:
@@ -146,8 +147,14 @@ def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) ->
     tokenizer = _cached_tokenizer(extractor.model)
     try:
         if extractor.representation == "embedding":
-            return tokenize_for_encoder(messages, tokenizer, masking.max_length)
-        return tokenize(messages, tokenizer, masking)
+            example = tokenize_for_encoder(messages, tokenizer, masking.max_length)
+        else:
+            example = tokenize(messages, tokenizer, masking)
+        known, largest = _cached_vocabulary_size(extractor.model), int(example.ids.max())
+        if known is not None and largest >= known:  # on a GPU it would end the process
+            token = tokenizer.convert_ids_to_tokens(largest)
+            raise RowError(f"the tokenizer has the token {token!r} (id {largest}), the model embeddings for {known}")
+        return example
     except RowError:
         raise
     except Exception as error:  # any: one row must not end the job

@@ -61,6 +61,7 @@ def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: st
             kind.from_pretrained,
             local_model(name),
             dtype=wanted,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
@@ -121,7 +122,7 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     with _loading(name, "tokenizer of"):
-        tokenizer = AutoTokenizer.from_pretrained(local_model(name))
+        tokenizer = AutoTokenizer.from_pretrained(local_model(name), trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UserError(
             f"the tokenizer of {name!r} is a slow one, without character offsets: response tokens cannot be"
@@ -134,9 +135,19 @@ def load_config(name: str) -> Any:
     """The model's configuration: cheap, loads no weights. UserError where there is none."""
     from transformers import AutoConfig
 
+    folder = Path(name).expanduser()
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(f"{name!r} is an adapter: give the model that it was trained for, and this as --adapter")
     with _loading(name, "model"):
-        config = AutoConfig.from_pretrained(local_model(name))
+        # Not None, for which transformers asks at the terminal whether a model's own code may run.
+        config = AutoConfig.from_pretrained(local_model(name), trust_remote_code=False)
     return config
+
+
+def vocabulary_size(name: str) -> int | None:
+    """How many tokens the model has embeddings for; None where its configuration does not say."""
+    config = load_config(name)
+    return getattr(config.get_text_config(), "vocab_size", None)
 
 
 @contextmanager

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,13 +19,13 @@ import pytest
 from ray import cloudpickle
 
 from raydpp.cluster import ActorPlan
-from raydpp.errors import UserError
+from raydpp.errors import RowError, UserError
 from raydpp.extract import workers
 from raydpp.extract.isolation import Features
 from raydpp.extract.sample import choose
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Unit
-from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_first, tokenize_unit
+from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_first, tokenize_row, tokenize_unit
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample
@@ -296,3 +297,15 @@ def test_a_sample_is_tokenised_to_know_what_will_be_cut(corpus: str, tiny_model:
     assert not reasons
     assert [example.cut for example in examples] == [max(0, len(example.ids) - 12) for example in whole]
     assert len(tokenize_first(chosen, ExtractorConfig(tiny_model), Masking(), most=7)[0]) == 7
+
+
+def test_a_token_that_the_model_has_no_embedding_for_costs_its_row(tiny_model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_tokens(["hello"])
+    tokenizer.save_pretrained(folder)
+    asks, answer = {"role": "user", "content": "what is a"}, {"role": "assistant", "content": "b"}
+    tokenize_row([asks, answer], ExtractorConfig(str(folder)), Masking())
+    with pytest.raises(RowError, match=r"the tokenizer has the token 'hello' \(id 122\), the model embeddings for 122"):
+        tokenize_row([{**asks, "content": "hello"}, answer], ExtractorConfig(str(folder)), Masking())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from raydpp.gradients.model import (
     load_tokenizer,
     local_model,
     revision,
+    vocabulary_size,
     weights_digest,
 )
 
@@ -136,3 +138,28 @@ def test_an_encoder_needs_no_pooler_and_uses_no_head(model_folder: Callable[[str
     )
     with pytest.raises(UserError, match="does not hold 16 weights of its model"):
         load_encoder(broken, CPU)
+
+
+def test_an_adapter_is_no_model(saved_adapter: Callable[..., str], model_folder: Callable[[str], str]) -> None:
+    folder = saved_adapter(model_folder("llama"))
+    with pytest.raises(UserError, match="is an adapter: give the model that it was trained for, and this as --adapter"):
+        load_config(folder)
+
+
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    model_folder: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(model_folder("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    for load in (load_config, lambda name: load_model(name, CPU)):
+        with pytest.raises(UserError, match=r"could not be loaded: .*custom code"):
+            load(str(folder))
+
+
+def test_the_vocabulary_is_that_of_the_text_model(model_folder: Callable[[str], str]) -> None:
+    assert vocabulary_size(model_folder("llama")) == 64
+    assert vocabulary_size(model_folder("bert")) == 64
