@@ -30,7 +30,16 @@ def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") 
         "hidden": HiddenExtractor,
         "embedding": EmbeddingExtractor,
     }
-    return kinds[config.representation](config, device)
+    try:
+        return kinds[config.representation](config, device)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model's own code raises on the probe: no second try would help
+        reason = (str(error).strip() or "no reason given").splitlines()[0].rstrip(".")
+        raise UserError(
+            f"{config.model!r} cannot be used for --representation {config.representation}: {type(error).__name__}:"
+            f" {reason}"
+        ) from error
 
 
 class Extractor(ABC):

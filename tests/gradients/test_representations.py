@@ -319,3 +319,18 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(representation: Any, tmp
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not a causal language model"):
         load_extractor(ExtractorConfig(str(tmp_path), representation, dimension=16))
+
+
+@pytest.mark.parametrize("representation", ["gradient", "hidden"])
+def test_what_a_models_own_code_raises_is_said_in_a_sentence(
+    representation: Any, model_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaModel
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("needs a kernel.\nwhich is not installed")
+
+    monkeypatch.setattr(LlamaModel, "forward", broken)
+    expected = rf"'.*' cannot be used for --representation {representation}: NotImplementedError: needs a kernel$"
+    with pytest.raises(UserError, match=expected):
+        load_extractor(ExtractorConfig(model_folder("llama"), representation))
