@@ -150,7 +150,7 @@ def extract(
         plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
     schema = gradient_schema(
-        dimension if representation == "gradient" else int(settings.hidden_size), store_as, difficulty
+        dimension if representation == "gradient" else int(settings.get_text_config().hidden_size), store_as, difficulty
     )
     job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
     remove_partial_files(run.out)
@@ -199,5 +199,5 @@ def cuts_expected(cut: list[int], rows: int, max_length: int) -> str:
 
 def _longest(max_length: int, settings: Any, tokenizer: Any) -> int:
     """The most tokens the model can take, or the user wants."""
-    limits = (getattr(settings, "max_position_embeddings", None), tokenizer.model_max_length)
+    limits = (getattr(settings.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
     return min(max_length, *(int(limit) for limit in limits if limit))

@@ -48,7 +48,8 @@ def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.M
     from transformers import AutoModel
 
     # What pools the tokens is of no use here, and many encoders are published without it.
-    return _load(AutoModel, name, device, dtype, needless="pooler")
+    model: Any = _load(AutoModel, name, device, dtype, needless="pooler")
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: str = "") -> nn.Module:
@@ -146,8 +147,7 @@ def load_config(name: str) -> Any:
 
 def vocabulary_size(name: str) -> int | None:
     """How many tokens the model has embeddings for; None where its configuration does not say."""
-    config = load_config(name)
-    return getattr(config.get_text_config(), "vocab_size", None)
+    return getattr(load_config(name).get_text_config(), "vocab_size", None)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class HiddenExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_model(config.model, self.device, config.dtype)
-        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.dimension = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model)
 
@@ -139,7 +139,7 @@ class EmbeddingExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_encoder(config.model, self.device, config.dtype)
-        self.dimension = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.dimension = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
 
     @torch.no_grad()
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:

@@ -163,3 +163,12 @@ def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
 def test_the_vocabulary_is_that_of_the_text_model(model_folder: Callable[[str], str]) -> None:
     assert vocabulary_size(model_folder("llama")) == 64
     assert vocabulary_size(model_folder("bert")) == 64
+
+
+def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    encoder: Any = load_encoder(str(tmp_path), CPU)
+    assert encoder(input_ids=torch.arange(8)[None]).last_hidden_state.shape == (1, 8, 16)
