@@ -140,6 +140,7 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
             " captured: name linear layers with --lora-targets or --layers, or use --adapter full-weights"
         )
     layers = []
+    computed = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     for name in names:
         module = model.get_submodule(name)
         outputs, inputs = _weight_shape(module)
@@ -147,7 +148,7 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
         draw = derived_generator(adapter.seed, f"{name}.lora_A", "lora_A")
         values = draw.uniform(-bound, bound, size=(adapter.rank, inputs)).astype(np.float32)  # (r, inputs)
         weight = next(module.parameters())
-        a = torch.from_numpy(values).to(weight.device, weight.dtype)
+        a = torch.from_numpy(values).to(weight.device, weight.dtype if weight.is_floating_point() else computed)
         layers.append(TargetLayer(f"{name}.lora_B", module, (outputs, adapter.rank), a))
     return layers
 
@@ -207,7 +208,12 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer; transformers' Conv1D (GPT-2) keeps its weight the other way round."""
+    """(outputs, inputs) of a linear layer; transformers' Conv1D (GPT-2) keeps its weight the other way round.
+
+    A quantised layer keeps it packed, in another shape.
+    """
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
     weight: Tensor = module.weight  # type: ignore[assignment]
     rows, columns = weight.shape
     return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)

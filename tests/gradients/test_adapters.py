@@ -219,3 +219,30 @@ def test_a_mixture_of_fused_experts_does_not_pass_for_what_is_beside_them(family
     _, chosen = attach_adapter(model, Adapter(kind, layers="self_attn"))  # whoever names a part wants it
     assert len(chosen) == 2 * 4
     assert all("self_attn" in layer.name for layer in chosen)
+
+
+class Packed(torch.nn.Linear):
+    """A linear layer whose weight is kept as bytes, four numbers in a row, as 4-bit quantisation does."""
+
+    def __init__(self, like: torch.nn.Linear) -> None:
+        super().__init__(like.in_features, like.out_features, bias=False)
+        self.exact = like.weight.detach()
+        self.weight = torch.nn.Parameter(torch.zeros(like.weight.numel() // 2, 1, dtype=torch.uint8), False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(inputs, self.exact)
+
+
+@pytest.mark.parametrize("kind", ["fresh", FULL_WEIGHTS])
+def test_layers_with_packed_weights_are_as_large_as_those_they_stand_for(tiny_model: str, kind: str) -> None:
+    model: Any = load_model(tiny_model, CPU)
+    _, expected = attach_adapter(load_model(tiny_model, CPU), Adapter(kind))
+    for block in model.model.layers:
+        for part, name in ((block.self_attn, "q_proj"), (block.mlp, "up_proj")):
+            setattr(part, name, Packed(getattr(part, name)))
+    _, found = attach_adapter(model, Adapter(kind))
+    assert [(layer.name, layer.shape) for layer in found] == [(layer.name, layer.shape) for layer in expected]
+    for layer, other in zip(found, expected, strict=True):
+        assert (layer.lora_a is None) == (kind == FULL_WEIGHTS)
+        if layer.lora_a is not None and other.lora_a is not None:
+            assert torch.equal(layer.lora_a, other.lora_a)
