@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class UserError(ValueError):
     """A mistake in what the user asked for: shown as one sentence without a traceback, exit code 2.
@@ -19,3 +21,8 @@ def checked_seed(name: str, seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise UserError(f"{name} {seed}: a seed is a whole number from 0 to {2**32 - 1:,}")
     return seed
+
+
+def few(names: Sequence[str]) -> str:
+    """The first of some names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -301,7 +301,7 @@ class GradientTable:
             return self._read(parts, columns)
         table = self._read(parts, list(dict.fromkeys(["id", *(c for c in columns if c not in joined)])))
         scores = value_of(self.scores)
-        ids = table["id"].cast(pa.string())
+        ids = table["id"]
         scores = scores.filter(pc.is_in(scores["id"], ids))  # the ids here are few: only they are hashed
         places = pc.index_in(ids, scores["id"])
         table, scores = table.filter(pc.is_valid(places)), scores.take(places.drop_null())

@@ -134,12 +134,12 @@ def extract(
     if run.done:
         return run.done
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded
-    from raydpp.extract.workers import ExtractJob, run_units, tokenize_first
+    from raydpp.extract.workers import ExtractJob, cached_tokenizer, run_units, tokenize_first
     from raydpp.gradients.fingerprint import fingerprint
-    from raydpp.gradients.model import load_config, load_tokenizer
+    from raydpp.gradients.model import load_config
 
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
-    tokenizer = load_tokenizer(model)
+    tokenizer = cached_tokenizer(model)
     masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
     connect(address, given)
     plan = cluster_plan(gpus_per_actor, actors)

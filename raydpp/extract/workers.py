@@ -138,13 +138,13 @@ def tokenize_unit(unit: Unit, job: ExtractJob) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=_TOKENIZED)
 
 
-_cached_tokenizer = functools.cache(load_tokenizer)  # once a worker process
+cached_tokenizer = functools.cache(load_tokenizer)  # once a process
 _cached_vocabulary_size = functools.cache(vocabulary_size)
 
 
 def tokenize_row(messages: Any, extractor: ExtractorConfig, masking: Masking) -> TokenizedExample:
     """One conversation as the model reads it. Raises UserError where there is no tokenizer, else RowError."""
-    tokenizer = _cached_tokenizer(extractor.model)
+    tokenizer = cached_tokenizer(extractor.model)
     try:
         if extractor.representation == "embedding":
             example = tokenize_for_encoder(messages, tokenizer, masking.max_length)

@@ -16,13 +16,13 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from raydpp.errors import UserError
+from raydpp.errors import UserError, few
 from raydpp.gradients.config import Dtype, resolve_dtype
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _require_all_weights(name: str, found: Mapping[str, Any], needless: str) -> 
     if missing:
         head = "lm_head" in missing[0] or "embed_out" in missing[0]
         raise UserError(
-            f"the checkpoint {name!r} does not hold {len(missing)} weights of its model ({_few(missing)}), which would"
+            f"the checkpoint {name!r} does not hold {len(missing)} weights of its model ({few(missing)}), which would"
             " be drawn at random: "
             + (
                 "it was saved without its head; save the language model itself"
@@ -110,12 +110,8 @@ def _require_all_weights(name: str, found: Mapping[str, Any], needless: str) -> 
         )
     if (left := sorted(found["unexpected_keys"])) and not needless:
         log.warning(
-            "%d weights of %r belong to no part of the model, and were left out: %s", len(left), name, _few(left)
+            "%d weights of %r belong to no part of the model, and were left out: %s", len(left), name, few(left)
         )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def load_tokenizer(name: str) -> Any:

@@ -123,7 +123,8 @@ class IngestJob:
             conversations = schema.read(row)
             carried = {name: _carried(row.get(name), name, kind) for name, kind in self.carried.items()}
             source = self.source_column and _carried(row.get(self.source_column), self.source_column, pa.string())
-            unused = {name: value for name, value in row.items() if name not in (*schema.columns, *schema.companions)}
+            used = {*schema.columns, *schema.companions}
+            unused = {name: value for name, value in row.items() if name not in used}
             extras = [_extra(unused, conversation) for conversation in conversations]
         except RowError as error:
             yield str(error)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from raydpp.errors import UserError
+from raydpp.errors import UserError, few
 from raydpp.ingest.rows import CODECS, SUFFIXES
 
 _SHARD = re.compile(
@@ -52,7 +52,7 @@ def name_sources(urls: Sequence[str], rules: Sequence[str] = ()) -> dict[str, st
         found = [url for url in urls if pattern and matches(url, pattern)]
         if not name or not found:
             raise UserError(
-                f"--source {rule}: write NAME=GLOB, with a glob that fits a file; the files are {_few(urls)}"
+                f"--source {rule}: write NAME=GLOB, with a glob that fits a file; the files are {few(urls)}"
             )
         for url in found:
             named.setdefault(url, name)
@@ -93,7 +93,3 @@ def _shortest(keys: list[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
         if tail and len(alike) > 1 and all(count_first[first[key]] == 1 for key in alike):
             names |= {key: first[key] for key in alike}
     return names
-
-
-def _few(urls: Sequence[str]) -> str:
-    return ", ".join(urls[:3]) + (", ..." if len(urls) > 3 else "")

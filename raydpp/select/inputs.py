@@ -165,7 +165,7 @@ def _table_or_ids(url: str, column: str) -> GradientTable | list[str]:
 
 
 def _ids_of(parts: Sequence[Part]) -> list[str]:
-    return [str(one) for one in read_columns(parts, ["id"])["id"].to_pylist()]
+    return list(read_columns(parts, ["id"])["id"].to_pylist())
 
 
 def _owned_features(
@@ -177,7 +177,7 @@ def _owned_features(
         for part in other.parts:
             rows = with_vectors(part.read(["id", other.column]), other.column, table.kind, part)
             found.append(rows.rename_columns(["id", "features"]))
-    known = [str(one) for rows in found for one in rows["id"].to_pylist()]
+    known = [one for rows in found for one in rows["id"].to_pylist()]
     missing = pa.array(sorted(set(ids) - set(known)), pa.string())
     for part in table.parts:
         rows = with_vectors(part.read(["id", table.column]), table.column, table.kind, part)
@@ -276,7 +276,7 @@ def read_scores(files: Sequence[Part], columns: Sequence[str]) -> pa.Table:
 
 def _check(table: GradientTable, scores: pa.Table, excluded: pa.Array) -> int:
     """How many scores belong to the table; each of its examples that may be picked must have one."""
-    ids = read_columns(table.parts, ["id"])["id"].cast(pa.string())
+    ids = read_columns(table.parts, ["id"])["id"]
     without = ids.filter(pc.invert(pc.or_(pc.is_in(ids, scores["id"]), pc.is_in(ids, excluded))))
     if len(without):
         raise UserError(
