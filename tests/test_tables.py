@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from raydpp.errors import UserError
 from raydpp.storage import Folder
 from raydpp.tables import (
+    STEP,
     GradientTable,
     Part,
     by_source,
@@ -36,6 +38,54 @@ def test_gradients_are_a_plain_fixed_size_list(tmp_path: Path) -> None:
     assert back.schema.field("gradient").type.value_type == pa.float16()
     np.testing.assert_array_equal(vectors(back["gradient"]), values)
     np.testing.assert_array_equal(vectors(pa.chunked_array([column[1:]])), values[1:])
+
+
+def directions(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
+
+
+def test_whole_numbers_keep_cosines_and_take_few_bits(tmp_path: Path) -> None:
+    common, own = directions(1, 4096), directions(50, 4096, 1)
+    points = directions(50, 4096, 2) + common + own
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    column = vector_array(points, pa.int8())
+    write_table(Folder.at(tmp_path), "t.parquet", pa.table({"gradient": column}))
+    assert 8 * (tmp_path / "t.parquet").stat().st_size / points.size < 4.2
+    stored = vectors(pa.chunked_array([column]))
+    assert stored.dtype == np.int8
+    again = vectors(pa.chunked_array([vector_array(stored, pa.float32())]))
+    np.testing.assert_allclose(np.linalg.norm(again, axis=1), 1, rtol=1e-6)
+    pairs = np.triu_indices(50, 1)
+    exact, found = ((x @ x.T)[pairs] for x in (points, again))
+    np.testing.assert_allclose(found, exact / (1 + STEP**2 / 12), atol=5 * STEP / math.sqrt(6 * 4096))
+    assert (found / exact).mean() == pytest.approx(1 / (1 + STEP**2 / 12), abs=0.003)
+
+
+def test_a_large_coordinate_is_not_cut_off() -> None:
+    points = directions(3, 1000)
+    points[1, 7] = 1.5  # 47 standard deviations
+    stored = vectors(pa.chunked_array([vector_array(points, pa.int8())])).astype(float)
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    assert (stored[1] @ unit[1]) / np.linalg.norm(stored[1]) > 0.98
+    empty = np.zeros((2, 8))  # a row with a reason instead of a feature; it is dropped later
+    assert not vectors(pa.chunked_array([vector_array(empty, pa.int8())])).any()
+
+
+def test_tables_of_whole_numbers_and_of_unit_vectors_go_together(tmp_path: Path) -> None:
+    points = directions(2, 64)
+    for name, element in (("a", pa.int8()), ("b", pa.float32())):
+        pq.write_table(
+            pa.table({"id": [name], "gradient": vector_array(points[:1], element)}), tmp_path / f"{name}.parquet"
+        )
+    opened = open_table(str(tmp_path), "gradient")
+    assert opened.kind == pa.list_(pa.float32(), 64)
+    one, two = vectors(opened.read(opened.parts)["gradient"])
+    assert np.linalg.norm(one) == pytest.approx(1)
+    assert one @ two > 0.98
+    as_whole = replace(opened, kind=pa.list_(pa.int8(), 64))  # what is owned is read as the candidates are
+    one, two = vectors(as_whole.read(opened.parts)["gradient"])
+    np.testing.assert_array_equal(one, two)
 
 
 def test_what_is_no_feature_column_is_refused() -> None:

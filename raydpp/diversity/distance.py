@@ -20,12 +20,13 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
+from raydpp.diversity.fidelity import cosines_of_halves
 from raydpp.dpp import KernelName
 from raydpp.dpp.budget import Budget, count_of
 from raydpp.dpp.features import Features, Ids, Items, UnitRows, unit_rows
 from raydpp.dpp.greedy import greedy
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.log_det import pivot_residuals
+from raydpp.dpp.log_det import log_det_error, pivot_residuals
 from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError, checked_seed
 
@@ -44,6 +45,7 @@ class LogDetDistance:
         stds: (m,) the standard deviation of each.
         size: m.
         subset: How the rows were taken from the dataset.
+        error: How far it may be off as the features are projections (``projection_error``); None where they are none.
         floored: The number of the m rows that counted as the numerical floor (the most over the draws).
     """
 
@@ -55,6 +57,7 @@ class LogDetDistance:
     size: int
     subset: Subset
     floored: int = 0
+    error: float | None = None
 
 
 def log_det_curve(features_in_order: Features, kernel: Kernel, device: torch.device | str | None = None) -> np.ndarray:
@@ -95,7 +98,12 @@ def greedy_curve(log_gains: np.ndarray, size: int, kernel: Kernel) -> np.ndarray
 
 
 def distance_from_curves(
-    set_curves: np.ndarray, reference_curves: np.ndarray, *, subset: Subset, kernel: Kernel
+    set_curves: np.ndarray,
+    reference_curves: np.ndarray,
+    *,
+    subset: Subset,
+    kernel: Kernel,
+    error: float | None = None,
 ) -> LogDetDistance:
     """The distance at every size over all pairs of a draw, (draws, m), and a reference, (seeds, m or more).
 
@@ -115,7 +123,28 @@ def distance_from_curves(
         size=size,
         subset=subset,
         floored=int(floored.sum(axis=1).max()),
+        error=error,
     )
+
+
+MOST_WITH_ERROR = 4_000
+"""The most rows of which ``projection_error`` is computed: it inverts their kernel matrix."""
+
+
+def projection_error(features: np.ndarray, kernel: Kernel) -> float | None:
+    """How far the distance of a set is off as its features are projections, root mean square, in nats per example.
+
+    (m, D) features that ``gradients.projection`` made, of which the halves tell the error of every cosine (see
+    ``fidelity``); ``log_det_error`` what that makes of log det. That the set was chosen by these cosines, and so in
+    part for their errors, is not in it. None of more than ``MOST_WITH_ERROR`` rows, and of a singular kernel matrix.
+    """
+    if not 1 < len(features) <= MOST_WITH_ERROR:
+        return None
+    first, second = (torch.from_numpy(cosines).double() for cosines in cosines_of_halves(features))  # (m, m) each
+    rows = unit_rows(features)  # (m, D)
+    errors = kernel.slope(rows @ rows.T).mul_(first - second).div_(2).fill_diagonal_(0)
+    total = log_det_error(kernel.matrix(rows), errors)
+    return None if total is None else total / len(features)
 
 
 def log_det_distance(
@@ -137,7 +166,7 @@ def log_det_distance(
     Distances are comparable between datasets at the same size, dimension and kernel only.
 
     Args:
-        features: (N, D) rows of unit norm; float16, float32 or float64.
+        features: (N, D) rows of unit norm, of float16, float32 or float64; or of int8 and any norm.
         size: m, the number of rows to take from the dataset, from 1 to N.
         subset: ``greedy``, the most diverse rows (how much room the dataset spans; below 0 is possible, as
             rows chosen well from many beat as many random points), or ``uniform``, a sample without

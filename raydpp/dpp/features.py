@@ -30,7 +30,7 @@ _BLOCK = 1024  # rows looked at together
 class Items:
     """N items to pick from. Features are checked by ``unit_rows``, ids by ``order``, the rest here."""
 
-    features: Features  # (N, D) rows of unit norm, of float16, float32 or float64
+    features: Features  # (N, D) rows of unit norm, of float16, float32 or float64, or of int8 and any norm
     ids: Ids | None = None  # N distinct strings or integers, for ties and messages; the row index if None
     modular: np.ndarray = None  # type: ignore[assignment]  # (N,) the modular terms; None becomes zeros
     costs: np.ndarray | None = None  # (N,) above 0; None where costs do not count
@@ -65,7 +65,8 @@ class Items:
 class UnitRows:
     """(N, D) rows of unit norm up to their storage's rounding, left in that storage and not copied (but to a device).
 
-    Rows that are not finite, all zeros, or off norm 1 by more than ``NORM_TOLERANCE`` are refused by id.
+    Rows that are not finite, all zeros, or off norm 1 by more than ``NORM_TOLERANCE`` are refused by id. Rows of int8
+    are whole numbers of any norm, and stand for what they are divided by it.
     """
 
     def __init__(self, features: Features, ids: Ids | None = None, device: torch.device | str | None = None) -> None:
@@ -76,8 +77,8 @@ class UnitRows:
             raise UserError(f"there are {len(ids)} ids for {len(self)} rows: give one id for each row")
         self._norms = torch.empty(len(self), dtype=torch.float64, device=self.device)  # (N,)
         for block, norms in zip(self._stored.split(_BLOCK), self._norms.split(_BLOCK), strict=True):
-            torch.linalg.vector_norm(block, dim=1, dtype=torch.float64, out=norms)
-        _refuse_faults(self._norms, ids)
+            torch.linalg.vector_norm(block.to(self._floating), dim=1, dtype=torch.float64, out=norms)
+        _refuse_faults(self._norms, ids, any_norm=not self._stored.is_floating_point())
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -90,6 +91,11 @@ class UnitRows:
     def device(self) -> torch.device:
         return self._stored.device
 
+    @property
+    def _floating(self) -> torch.dtype:
+        """The type of the rows, float32 where they are whole numbers."""
+        return self._stored.dtype if self._stored.is_floating_point() else torch.float32
+
     def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
         """Some of the rows, normalised in this type, as a new tensor: (n,) indices -> (n, D)."""
         norms = self._norms[index, None].to(dtype)
@@ -100,6 +106,12 @@ class UnitRows:
     def stored(self, index: np.ndarray) -> np.ndarray:
         """Some of the rows, (n,), as they are stored: (n, D)."""
         return self._stored[torch.from_numpy(index).to(self.device)].numpy(force=True)
+
+    def stored_as(self, like: Tensor) -> UnitRows:
+        """The same rows of another floating point type, and where another tensor is."""
+        if like.is_floating_point() != self._stored.is_floating_point():
+            raise UserError("of the rows owned and the candidates only some are whole numbers: give all in one type")
+        return UnitRows(self._stored.to(like))
 
     def part(self, index: Tensor) -> UnitRows:
         """Some of the rows, (n,), as a table of their own (a copy in their storage)."""
@@ -127,7 +139,7 @@ class UnitRows:
                     f"the rows owned have {more.dimension} dimensions and the candidates {self.dimension}:"
                     " they must be features of the same kind"
                 )
-        everyone = [self, *(UnitRows(more._stored.to(self._stored)) for more in others)]
+        everyone = [self, *(more.stored_as(self._stored) for more in others)]
         together = copy.copy(self)
         together._stored = torch.cat([rows._stored for rows in everyone])
         together._norms = torch.cat([rows._norms for rows in everyone])
@@ -142,13 +154,13 @@ def unit_rows(features: Features, ids: Ids | None = None, device: torch.device |
 def _as_tensor(features: Features, device: torch.device | str | None) -> Tensor:
     if isinstance(features, Tensor):
         rows = features.detach().to(device=device)
-        return rows if rows.is_floating_point() else rows.double()
+        return rows if rows.is_floating_point() or rows.dtype == torch.int8 else rows.double()
     try:
         array = np.asarray(features)
         if array.dtype == object:  # a column of rows: of pandas, of Arrow
             array = np.stack([np.asarray(row) for row in array])
         array = np.ascontiguousarray(array)  # torch has no negative strides
-        if array.dtype not in (np.float16, np.float32, np.float64):
+        if array.dtype not in (np.int8, np.float16, np.float32, np.float64):
             array = array.astype(np.float64)
         with warnings.catch_warnings():  # torch warns that a read-only array must not be written to: it is not
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
@@ -157,12 +169,12 @@ def _as_tensor(features: Features, device: torch.device | str | None) -> Tensor:
         raise UserError(f"the features are not an (N, D) array of numbers: {error}") from error
 
 
-def _refuse_faults(norms: Tensor, ids: Ids | None) -> None:
+def _refuse_faults(norms: Tensor, ids: Ids | None, any_norm: bool) -> None:
     finite = norms.isfinite()
     faults = {
         "with NaN or infinite entries": ~finite,
         "of zeros": norms == 0,
-        "without unit norm": finite & (norms != 0) & ((norms - 1.0).abs() > NORM_TOLERANCE),
+        "without unit norm": finite & (norms != 0) & ((norms - 1.0).abs() > NORM_TOLERANCE) & (not any_norm),
     }
     found = []
     for fault, mask in faults.items():

@@ -61,7 +61,7 @@ def greedy_map(
     Ctrl-C ends the run and returns the picks so far; a second one is an ordinary KeyboardInterrupt.
 
     Args:
-        features: (N, D) rows of unit norm; float16, float32 or float64.
+        features: (N, D) rows of unit norm, of float16, float32 or float64; or of int8 and any norm.
         size: M, how many items: a whole number, a fraction of N below 1, or None if ``tokens`` or ``min_log_gain``
             bounds the run.
         kernel: ``rbf`` or ``cosine``.

@@ -80,6 +80,12 @@ class Kernel:
         column[j] = self.variance
         return column
 
+    def slope(self, cosines: Tensor) -> Tensor:
+        """By how much similarities change with cosines, of any shape."""
+        if self.name == "cosine":
+            return cosines.new_ones(cosines.shape)
+        return 2.0 * self.gamma * (2.0 * self.gamma * (cosines - 1.0)).exp()
+
     def check_budget(self, size: int, dimension: int) -> None:
         """Refuse more picks than the kernel's rank, where every determinant is 0: D for ``cosine`` without ridge."""
         if self.name == "cosine" and not self.ridge and size > dimension:

@@ -41,6 +41,24 @@ def pivot_residuals(features: Tensor, kernel: Kernel, block: int = 128) -> Tenso
     return gains
 
 
+def log_det_error(matrix: Tensor, errors: Tensor) -> float | None:
+    """How far the log det of a kernel matrix is off where its entries are: root mean square, in nats.
+
+    (m, m) float64, and the errors of its entries, (m, m), taken as independent pair by pair, with a diagonal of zeros.
+    To second order log det moves by ``tr(P dK) - tr(P dK P dK) / 2``, where P is the inverse: the first term is 0 in
+    expectation, the second never above. None for a singular matrix.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        return None
+    inverse = torch.cholesky_inverse(factor)  # P: (m, m)
+    squares, crossed = errors.square(), inverse.square()
+    diagonal = inverse.diagonal()
+    variance = 2.0 * float((crossed * squares).sum())
+    bias = 0.5 * float(((crossed + torch.outer(diagonal, diagonal)) * squares).sum())
+    return (variance + bias**2) ** 0.5
+
+
 def ordered_log_gains(
     rows: UnitRows, picks: Sequence[int], kernel: Kernel, owned: Sequence[int] | np.ndarray = ()
 ) -> list[float]:

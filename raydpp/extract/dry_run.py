@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from raydpp.diversity.fidelity import Fidelity, fidelity
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
 from raydpp.extract.units import unit_rows
@@ -53,9 +55,11 @@ def dry_run(
             f" batch they are in ({dtype} allows {_TOLERANCE[dtype]:g}): this model is not causal, or mixes the"
             " examples of a batch"
         )
-    measured = _measure(extractor, examples, seconds)
+    measured, features = _measure(extractor, examples, seconds)
     estimate = _estimate(chosen.rows, examples, rejected, extractor, store_as, measured)
+    found = fidelity(features) if config.representation == "gradient" else None
     estimate |= {"device": device, "start_up_seconds": start_up, "batch_error": error}
+    estimate |= {"fidelity": None if found is None else asdict(found)}
     return RunResult(out, {"stage": "extract", "estimate": estimate}, _summary(estimate))
 
 
@@ -66,21 +70,25 @@ def batch_error(extractor: Extractor, examples: list[TokenizedExample]) -> float
     return float(np.linalg.norm(together - alone, axis=1).max())
 
 
-def _measure(extractor: Extractor, examples: list[TokenizedExample], seconds: float) -> dict[str, float]:
-    """Tokens a second over examples in units of 64, until the time is over or there are no more."""
+def _measure(
+    extractor: Extractor, examples: list[TokenizedExample], seconds: float
+) -> tuple[dict[str, float], np.ndarray]:
+    """Tokens a second over examples in units of 64, until the time is over or there are no more; the features."""
     tokens = rows = 0
+    found = []
     extractor(examples[:_TRIED])  # the first batches are slow: caches, kernels, clocks
     began = time.perf_counter()
     with progress_bar("extract: measuring", math.ceil(seconds), "s") as bar:
         while (passed := time.perf_counter() - began) < seconds and rows < len(examples):
             unit = examples[rows : rows + 64]
-            extractor(unit)
+            result = extractor(unit)
+            found.append(result.features[[reason is None for reason in result.reasons]])
             rows += len(unit)
             tokens += sum(len(example.ids) for example in unit)
             bar.n = min(int(passed), bar.total)
             bar.update(0)
     passed = time.perf_counter() - began
-    return {"seconds": passed, "tokens_per_second": tokens / passed, "examples": rows}
+    return {"seconds": passed, "tokens_per_second": tokens / passed, "examples": rows}, np.concatenate(found)
 
 
 def _estimate(
@@ -110,7 +118,8 @@ def _estimate(
         "truncated": round(usable * float(np.mean([example.cut > 0 for example in examples]))),
         "padding": padding(lengths.tolist(), budget, unit_rows(rows, budget)),
         "flops": _flops(extractor, tokens, response_tokens),
-        "table_bytes": round(usable * (extractor.dimension * {"float16": 2, "float32": 4}[store_as] + 60)),
+        "table_bytes": round(usable * (extractor.dimension * {"int8": 0.5, "float16": 2, "float32": 4}[store_as] + 60)),
+        "dimension": extractor.dimension,
         "measured": measured,
         "actor_hours": hours,
         "hours": {str(count): hours / count for count in _ACTORS},
@@ -156,6 +165,7 @@ def _summary(e: dict[str, Any]) -> str:
         f"{e['padding']:.1%} of the computed positions are padding; {e['flops']:.2e} FLOP without attention",
         f"table: {e['table_bytes'] / 2**20:,.1f} MiB",
         f"features of {_TRIED} examples, batched and alone, differ by {e['batch_error']:.1e} of their length",
+        *([Fidelity(**e["fidelity"]).words(e["dimension"])] if e["fidelity"] else []),
         f"measured here on one {e['device']}: {measured['tokens_per_second']:,.0f} tokens/s over"
         f" {measured['seconds']:.0f} s; the model loads in {e['start_up_seconds']:.0f} s",
         f"{e['actor_hours']:,.2f} actor-hours on devices like this one: "

@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from raydpp import runs
 from raydpp.cluster import cluster_plan, connect, unwrap_task_errors
+from raydpp.diversity.fidelity import SAMPLE, Fidelity, fidelity
 from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
-from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, resolve_dtype
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
-from raydpp.tables import gradient_schema
+from raydpp.tables import GRADIENTS, GradientTable, gradient_schema, parquet_parts
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +31,18 @@ def extract(
     limit: int | None = None,
     per_source: int | None = None,
     representation: Literal["gradient", "hidden", "embedding"] = "gradient",
-    dimension: int = 1024,
+    dimension: int = 8192,
     seed: int = 0,
     adapter: str = "fresh",
     layers: str = "all",
-    lora_rank: int = 8,
+    lora_rank: int | None = None,
     lora_targets: list[str] | None = None,
     max_length: int = 2048,
     end_of_turn: bool = True,
     difficulty: bool = False,
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
     batch_tokens: int | None = None,
-    store_as: Literal["float16", "float32"] = "float16",
+    store_as: Literal["int8", "float16", "float32"] | None = None,
     rows_per_file: int | None = None,
     gpus_per_actor: float | None = None,
     actors: int | None = None,
@@ -71,13 +72,15 @@ def extract(
             a text encoder. Actors on other nodes must find it under the same name.
         representation: How an example is seen: gradient (of its response loss), hidden (the mean of the model's last
             hidden states over the response) or embedding (a text encoder's mean-pooled output).
-        dimension: D, the number of coordinates of a projected gradient; hidden and embedding have their model's width.
+        dimension: D, the number of coordinates of a projected gradient: a cosine is off by about 1 / sqrt(D). Hidden
+            and embedding have their model's width.
         seed: Seeds the LoRA adapter and the projection.
-        adapter: The parameters whose gradients are taken: fresh (a new LoRA adapter), full-weights, or the folder of an
-            adapter that PEFT has trained and saved.
+        adapter: The parameters whose gradients are taken: fresh (a new LoRA adapter, whose gradient stands for that of
+            the weights themselves), or the folder of an adapter that PEFT has trained and saved.
         layers: Which layers' gradients: all, last:N (the last N transformer blocks; the backward pass ends there), or a
             regular expression that module names are searched for.
-        lora_rank: Rank r of a fresh LoRA adapter.
+        lora_rank: Rank r of a fresh LoRA adapter, the numbers that a layer's inputs are mapped to; default by the
+            model's width, 32 (below 1,280) to 64 (from 2,048).
         lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
         difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
@@ -94,7 +97,8 @@ def extract(
 
     Output:
         out: Folder to write; it must be new, empty, or this same run's.
-        store_as: Floating point type of the stored gradients.
+        store_as: Type of the stored numbers; default int8 for gradients, else float16. int8 holds multiples of half a
+            standard deviation, which lose next to nothing of a projection and take 4 bits each on disk.
         rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
             the corpus and of a batch, 16 to 4096.
     """
@@ -102,14 +106,23 @@ def extract(
     corpus, out = absolute(corpus), absolute(out)
     model, adapter = (absolute(name) if name in given else name for name in (model, adapter))
     config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
-    if dimension < 2 or lora_rank < 1 or max_length < 8:
-        raise UserError("--dimension must be at least 2, --lora-rank at least 1 and --max-length at least 8")
+    if max_length < 8:
+        raise UserError(f"--max-length {max_length}: it must be at least 8")
+    for name, value in (("dimension", dimension), ("lora-rank", lora_rank)):
+        if value is not None and (value < 2 or value % 2):
+            raise UserError(f"--{name} {value}: it must be an even number, at least 2")
     checked_seed("--seed", seed)
     for name, value in (("batch-tokens", batch_tokens), ("rows-per-file", rows_per_file)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: it must be at least 1")
     if representation == "embedding" and difficulty:
         raise UserError("--difficulty needs a language model's loss: a text encoder has none")
+    if representation != "gradient" and store_as == "int8":
+        raise UserError(
+            f"--store-as int8 is for projected gradients, whose coordinates are all of one size: --representation"
+            f" {representation} needs float16 or float32"
+        )
+    stored_as = store_as or ("int8" if representation == "gradient" else "float16")
     source = Folder.at(corpus)
     corpus_record = runs.load_finished(["ingest"], source)
     chosen = choose(source, corpus_record["counts"]["sources"], sources, limit, per_source)
@@ -117,8 +130,9 @@ def extract(
     extractor = ExtractorConfig(
         model,
         representation,
-        Adapter(adapter, lora_rank, targets, seed, layers),
+        Adapter(adapter, targets, layers),
         dimension,
+        lora_rank or 0,
         seed,
         dtype,
         batch_tokens,
@@ -128,8 +142,10 @@ def extract(
         from raydpp.extract.dry_run import dry_run as measure_cost
         from raydpp.gradients.model import load_config, load_tokenizer
 
-        longest = _longest(max_length, load_config(model), load_tokenizer(model))
-        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, store_as)
+        settings = load_config(model)
+        extractor = replace(extractor, rank=lora_rank or rank_for(_width(settings)))
+        longest = _longest(max_length, settings, load_tokenizer(model))
+        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
         return run.done
@@ -143,15 +159,17 @@ def extract(
     masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
     connect(address, given)
     plan = cluster_plan(gpus_per_actor, actors)
-    extractor = replace(extractor, dtype=resolve_dtype(dtype, "cuda" if plan.gpus else "cpu"))
-    identity = fingerprint(extractor, masking, tokenizer, store_as)
+    extractor = replace(
+        extractor,
+        rank=lora_rank or rank_for(_width(settings)),
+        dtype=resolve_dtype(dtype, "cuda" if plan.gpus else "cpu"),
+    )
+    identity = fingerprint(extractor, masking, tokenizer, stored_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":
         plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
-    schema = gradient_schema(
-        dimension if representation == "gradient" else int(settings.get_text_config().hidden_size), store_as, difficulty
-    )
+    schema = gradient_schema(dimension if representation == "gradient" else _width(settings), stored_as, difficulty)
     job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
     remove_partial_files(run.out)
     before = scan_output(run.out)
@@ -169,6 +187,10 @@ def extract(
     counts = completed.counts
     if not counts["rows"]:
         raise UserError(f"no conversation has a usable {representation}: {run.out.url_of(REJECTS)} says why for each")
+    fidelity_found = None
+    if representation == "gradient":
+        parts = tuple(parquet_parts(run.out.below(GRADIENTS)))
+        fidelity_found = _fidelity(GradientTable(out, parts, "gradient", schema.field("gradient").type, identity))
     rate = session["tokens"] / max(seconds, 1e-9)
     waste = 1 - session["tokens"] / session["padded_tokens"] if session["padded_tokens"] else 0.0
     summary = (
@@ -180,9 +202,17 @@ def extract(
         summary,
         corpus=corpus,
         counts={"in": chosen.rows, **counts},
+        fidelity=fidelity_found and asdict(fidelity_found),
         timings={"seconds": round(seconds, 3), "tokens_per_second": rate, "padding": waste, **session},
         plan=asdict(plan),
     )
+
+
+def _fidelity(table: GradientTable) -> Fidelity | None:
+    """How far the cosines of a table are off, which is also said."""
+    if found := fidelity(table.sample(SAMPLE)):
+        log.log(logging.WARNING if found.poor else logging.INFO, "extract: %s", found.words(table.dimension))
+    return found
 
 
 def cuts_expected(cut: list[int], rows: int, max_length: int) -> str:
@@ -195,6 +225,10 @@ def cuts_expected(cut: list[int], rows: int, max_length: int) -> str:
         f"{share}{len(losses):,} of {len(cut):,} have more than {max_length:,} tokens and will be cut, by"
         f" {losses[len(losses) // 2]:,} tokens at the median and {losses[-1]:,} at most (--max-length)"
     )
+
+
+def _width(settings: Any) -> int:
+    return int(settings.get_text_config().hidden_size)
 
 
 def _longest(max_length: int, settings: Any, tokenizer: Any) -> int:

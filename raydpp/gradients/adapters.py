@@ -1,13 +1,12 @@
 """Which layers' gradients describe an example, and through which adapter.
 
-Each of the three kinds becomes a list of target layers: linear layers with a name and the shape of their gradient.
+Both kinds become a list of target layers: linear layers with a name and the shape of their gradient.
 
 - A fresh LoRA adapter (Hu et al. 2021, arXiv 2106.09685) has B = 0, so that the gradient of A, being B^T times
-  something, is exactly zero and is left out; B's is the full weight's gradient times A^T. The adapter changes nothing
-  that the model computes, so it is never put into the model: the layer's own inputs are multiplied by A, and that is
-  all.
+  something, is exactly zero and is left out; B's is the weight's own gradient G times A^T. With random A that is a
+  Johnson-Lindenstrauss map of G, the one that ``projection`` starts with: the adapter changes nothing that the model
+  computes and is never put into it, and what it stands for, whatever its rank, is the gradient of the weights.
 - Of a LoRA adapter that PEFT has trained and saved both A and B count, and the model computes with it.
-- The full weights are those of the linear layers, without their biases.
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from raydpp.errors import UserError
-from raydpp.gradients.config import FULL_WEIGHTS, Adapter
-from raydpp.gradients.projection import derived_generator
+from raydpp.gradients.config import Adapter
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +28,14 @@ class TargetLayer:
     """One linear layer whose gradient is captured.
 
     Attributes:
-        name: Its name in the model, with .lora_A or .lora_B after it where the gradient is an adapter's.
-        module: Maps (n, s, features) to (n, s, outputs).
+        name: Its name in the model, with .lora_A or .lora_B after it where the gradient is a trained adapter's.
+        module: Maps (n, s, inputs) to (n, s, outputs).
         shape: (outputs, inputs) of the gradient.
-        lora_a: (inputs, features), a fresh adapter's A, by which the module's inputs are multiplied first; else None.
     """
 
     name: str
     module: nn.Module
     shape: tuple[int, int]
-    lora_a: Tensor | None = None
 
 
 def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[TargetLayer]]:
@@ -50,12 +43,9 @@ def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[
 
     UserError where the adapter cannot be put on this model, or no layer matches.
     """
-    if adapter.kind in ("fresh", FULL_WEIGHTS):
-        _require_most_weights(model, adapter)
     if adapter.kind == "fresh":
+        _require_most_weights(model, adapter)
         layers = _fresh(model, adapter)
-    elif adapter.kind == FULL_WEIGHTS:
-        layers = _full_weights(model, adapter)
     else:
         model, layers = _trained(model, adapter)
     return model.requires_grad_(False).eval(), layers
@@ -117,46 +107,22 @@ def _block(name: str) -> int | None:
 
 
 def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
-    from peft import LoraConfig, get_peft_model
-
-    targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what PEFT would do to the layers, and its own use of transformers
-            adapted = get_peft_model(model, LoraConfig(r=adapter.rank, lora_dropout=0.0, target_modules=targets))
-    except ValueError as error:
-        raise UserError(f"LoRA cannot be put on {targets!r} of this model: {error}") from error
-    base: Any = adapted.base_model
-    names = [str(name) for name in [*base.targeted_module_names, *getattr(base, "targeted_parameter_names", ())]]
-    names = choose_layers(names, adapter.layers)
-    try:
-        adapted.unload()  # PEFT has said which modules it would adapt; the model stays as it was
-        wrong = next((name for name in names if not _is_linear(model.get_submodule(name))), None)
-    except AttributeError as error:  # what PEFT adapts there is a parameter (the experts of a mixture), not a module
-        wrong = str(error)
-    if wrong is not None:
-        raise UserError(
-            f"LoRA on {targets!r} of this model would not only be on linear layers ({wrong}), and only theirs is"
-            " captured: name linear layers with --lora-targets or --layers, or use --adapter full-weights"
-        )
-    layers = []
-    computed = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    for name in names:
-        module = model.get_submodule(name)
-        outputs, inputs = _weight_shape(module)
-        bound = 1 / math.sqrt(inputs)  # PEFT's own distribution of A
-        draw = derived_generator(adapter.seed, f"{name}.lora_A", "lora_A")
-        values = draw.uniform(-bound, bound, size=(adapter.rank, inputs)).astype(np.float32)  # (r, inputs)
-        weight = next(module.parameters())
-        a = torch.from_numpy(values).to(weight.device, weight.dtype if weight.is_floating_point() else computed)
-        layers.append(TargetLayer(f"{name}.lora_B", module, (outputs, adapter.rank), a))
-    return layers
-
-
-def _full_weights(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
-    linear = dict(_linear_layers(model))
+    """The linear layers that an adapter goes on: all but the head, or those whose names end with one of the targets."""
+    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
+    names = [name for name, _ in _linear_layers(model)]
+    if adapter.targets != "all-linear":
+        names = []
+        for target in adapter.targets:
+            found = [name for name in linear if f".{name}".endswith(f".{target}")]
+            if not found:
+                known = sorted({name.rpartition(".")[2] for name in linear})
+                raise UserError(
+                    f"--lora-targets {target}: no linear layer of this model is named so; it has {', '.join(known)}"
+                )
+            names += found
     return [
-        TargetLayer(name, linear[name], _weight_shape(linear[name])) for name in choose_layers(linear, adapter.layers)
+        TargetLayer(name, linear[name], _weight_shape(linear[name]))
+        for name in choose_layers(dict.fromkeys(names), adapter.layers)
     ]
 
 
@@ -171,7 +137,7 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Target
     except Exception as error:  # PEFT raises OSError, ValueError, RuntimeError, hub errors ... for a bad name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"the adapter {adapter.kind!r} could not be loaded: {reason}. Give fresh, {FULL_WEIGHTS}, or a folder that"
+            f"the adapter {adapter.kind!r} could not be loaded: {reason}. Give fresh, or a folder that"
             " PEFT's save_pretrained wrote for this model"
         ) from error
     modules = {  # model.layers.0.self_attn.q_proj.lora_B, without PEFT's own prefix and the adapter's name

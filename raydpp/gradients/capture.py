@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpp.gradients.adapters import TargetLayer
-from raydpp.gradients.projection import KroneckerProjection
+from raydpp.gradients.projection import Projection
 
 
 class GradientCapture:
@@ -27,7 +27,7 @@ class GradientCapture:
     """
 
     def __init__(
-        self, layers: Sequence[TargetLayer], projection: KroneckerProjection, dtype: torch.dtype = torch.float32
+        self, layers: Sequence[TargetLayer], projection: Projection, dtype: torch.dtype = torch.float32
     ) -> None:
         self._layers = layers
         self._projection = projection
@@ -58,9 +58,7 @@ class GradientCapture:
                 return
             # The forward pass comes by here: the layer's inputs a_s. Some models hand their layers all positions of
             # all examples in one row: (n * s, features).
-            inputs = arguments[0].detach().reshape(examples, -1, arguments[0].shape[-1])  # (n, s, features)
-            if layer.lora_a is not None:
-                inputs = inputs @ layer.lora_a.T  # (n, s, inputs)
+            inputs = arguments[0].detach().reshape(examples, -1, arguments[0].shape[-1])  # (n, s, inputs)
             reduced = self._projection.reduce_inputs(layer.name, inputs)  # (n, s, rows)
             if not output.requires_grad:
                 output.requires_grad_(True)  # the graph starts here: nothing upstream needs a gradient

@@ -9,7 +9,6 @@ import numpy as np
 
 Representation = Literal["gradient", "hidden", "embedding"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
-FULL_WEIGHTS = "full-weights"
 
 
 @dataclass(frozen=True)
@@ -17,19 +16,14 @@ class Adapter:
     """The parameters whose gradients are taken.
 
     Attributes:
-        kind: "fresh" for a new LoRA adapter, "full-weights" for the layers' own weights, else the folder (or hub name)
-            of an adapter saved by PEFT.
-        rank: r of a fresh adapter.
+        kind: "fresh" for a new LoRA adapter, else the folder (or hub name) of an adapter saved by PEFT.
         targets: "all-linear", or the module names (suffixes) that a fresh adapter goes on.
-        seed: Seeds the A matrices of a fresh adapter; each also depends on its module's name.
         layers: "all", "last:N" for the last N transformer blocks, or a regular expression that module names are
             searched for. The backward pass ends at the first of them.
     """
 
     kind: str = "fresh"
-    rank: int = 8
     targets: str | tuple[str, ...] = "all-linear"
-    seed: int = 0
     layers: str = "all"
 
 
@@ -42,8 +36,10 @@ class ExtractorConfig:
         representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
             last hidden states over its response tokens, or a text encoder's mean-pooled output.
         adapter: The parameters whose gradients are taken (gradients only).
-        dimension: D, the number of coordinates of a projected gradient; the others have their model's width.
-        projection_seed: Seeds the projection.
+        dimension: D, the number of coordinates of a projected gradient, even; the others have their model's width.
+        rank: r of a fresh adapter: to how many numbers a layer's inputs are mapped before the projection, even. Those
+            of a trained adapter's layers are too.
+        projection_seed: Seeds the fresh adapter and the projection; what it gives depends on a module's name, too.
         dtype: The model's floating point type; "auto" is float32 on a CPU, bfloat16 on a GPU.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
             where larger batches only add padding, and 16,384 on a GPU.
@@ -53,7 +49,8 @@ class ExtractorConfig:
     model: str
     representation: Representation = "gradient"
     adapter: Adapter = Adapter()
-    dimension: int = 1024
+    dimension: int = 8192
+    rank: int = 32
     projection_seed: int = 0
     dtype: Dtype = "auto"
     batch_tokens: int | None = None
@@ -62,6 +59,11 @@ class ExtractorConfig:
     def budget(self, device: str) -> int:
         """The most token positions of a batch on a type of device, such as cpu or cuda."""
         return self.batch_tokens or (512 if device == "cpu" else 16_384)
+
+
+def rank_for(width: int) -> int:
+    """The rank that a model of this width can afford: its map costs some percent of a forward and backward pass."""
+    return min(64, max(32, width // 256 * 8))
 
 
 def resolve_dtype(dtype: Dtype, device: str) -> Dtype:

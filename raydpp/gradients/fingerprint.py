@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from raydpp.gradients.chat_template import template_of
-from raydpp.gradients.config import FULL_WEIGHTS, ExtractorConfig, Masking
+from raydpp.gradients.config import ExtractorConfig, Masking
 from raydpp.gradients.model import revision
 from raydpp.gradients.tokenization import MASK_RULE
 
@@ -31,11 +31,13 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
         found["template"] = _hash(template_of(tokenizer))
     if extractor.representation == "gradient":
         adapter = asdict(extractor.adapter)
-        if adapter["kind"] not in ("fresh", FULL_WEIGHTS):
+        if adapter["kind"] != "fresh":
             adapter = {"kind": "trained LoRA", "digest": revision(adapter["kind"]), "layers": adapter["layers"]}
         found["adapter"] = adapter
         found["projection"] = {
-            "kind": "kronecker",
+            "kind": "inputs to rows, entries spread",
+            "halves": "independent",
+            "rows": extractor.rank,
             "dimension": extractor.dimension,
             "seed": extractor.projection_seed,
         }

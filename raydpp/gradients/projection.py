@@ -1,13 +1,16 @@
 """Johnson-Lindenstrauss projection of layer gradients that are never formed.
 
 The gradient of a linear layer's weight is ``G = sum_s g_s a_s^T`` over positions s, with inputs ``a_s`` and output
-gradients ``g_s``. A two-sided (Kronecker) map needs only the small products: ``L G R^T = sum_s (L g_s)(R a_s)^T``.
-The entries of all layers' small matrices are then spread over D coordinates with random signs (a sparse JL map,
-one non-zero per input coordinate: Charikar et al. 2002; Kane & Nelson 2014).
+gradients ``g_s``. It is projected in two steps: a map R of the inputs to a few rows, ``G R^T = sum_s g_s (R a_s)^T``,
+and the spreading of all layers' entries over D coordinates with random signs (a sparse JL map, one non-zero per input
+coordinate: Charikar et al. 2002; Kane & Nelson 2014). The layer's G R^T is the gradient of B of a LoRA adapter whose A
+is R (Wang et al. 2024, arXiv 2402.02318, section 3).
 
 Both steps preserve inner products in expectation, ``E[<p(G), p(H)>] = <G, H>``, at a scale that does not depend on
-the layer's shape. Their variances are about ``1 / (rows of L * layers)`` and ``1 / D``: the number of rows is chosen
-so that the second one leads (Wang et al. 2024, section 3, project LoRA gradients the same way in spirit).
+the layer's shape. R adds a variance of about ``2 |G^T H|^2 / rows``, in which output gradients meet one another; a map
+of the outputs would add ``2 |G H^T|^2 / rows``, in which inputs meet. Inputs have a large part in common (their mean,
+massive activations), output gradients have not, so that the same rows on the outputs would err some 20 times more: the
+outputs are kept whole. Spreading adds about ``1 / D``.
 """
 
 from __future__ import annotations
@@ -20,62 +23,83 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ENTRIES = 2**26
+"""The most entries of layer gradients at once."""
 
-class KroneckerProjection:
-    """A two-sided map of every layer, then a sparse JL map of all layers' entries together.
 
-    ``shapes`` are the (outputs, inputs) of every layer's gradient, ``dimension`` is D. The same seed gives the same
-    map, another seed an independent one. The number of rows of each one-sided map is ``max(16, 2 D / layers)``; a side
-    that has no more features than that is kept whole (a LoRA side of rank 8 costs nothing and loses nothing).
+class Projection:
+    """A map of every layer's inputs, then a sparse JL map of all layers' entries together.
+
+    ``shapes`` are the (outputs, inputs) of every layer's gradient, ``dimension`` is D, and ``rows`` are those of R;
+    both are even: each half of the coordinates is made of rows of its own, so that the halves are independent
+    projections, and what they differ by tells how far their sum is off. Inputs of no more features than a half has
+    rows are kept whole. The same seed gives the same map, another seed an independent one. Products are rounded to
+    ``dtype``, or to the gradients' own type where that is wider; sums are of the total's.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, int]],
         dimension: int,
+        rows: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        if dimension < 1:
-            raise ValueError(f"the projection's dimension is {dimension}: it must be at least 1")
+        if dimension < 2 or dimension % 2 or rows < 2 or rows % 2:
+            raise ValueError(f"a projection to {dimension} dimensions with {rows} rows: both must be even, at least 2")
         if not shapes:
             raise ValueError("there is no layer to project")
         self.dimension = dimension
-        self.rows = max(16, math.ceil(2 * dimension / len(shapes)))
-        self._left: dict[str, Tensor | None] = {}
+        half = dimension // 2
         self._right: dict[str, Tensor | None] = {}
-        self._target: dict[str, Tensor] = {}
-        self._sign: dict[str, Tensor] = {}
+        self._sign: dict[str, Tensor] = {}  # (2, E): of the E entries in each half
+        self._shift: dict[str, int] = {}
         for name, (outputs, inputs) in shapes.items():
-            self._left[name] = self._one_side(seed, name, "left", outputs, device)
-            self._right[name] = self._one_side(seed, name, "right", inputs, device)
-            entries = min(self.rows, outputs) * min(self.rows, inputs)
+            kept = inputs if inputs <= rows // 2 else rows // 2
+            right = None
+            if kept < inputs:
+                right = torch.from_numpy(rademacher(rows, inputs, derived_generator(seed, name, "right")))
+                right = right.to(device, dtype)
+            self._right[name] = right
             spread = derived_generator(seed, name, "spread")
-            # Distinct targets within each run of D entries: fewer collisions, and no atomic adds that race on a GPU.
-            runs = [spread.permutation(dimension) for _ in range(math.ceil(entries / dimension))]
-            self._target[name] = torch.from_numpy(np.concatenate(runs)[:entries]).to(device)
-            self._sign[name] = torch.from_numpy(_signs(entries, spread)).to(device)
-
-    def _one_side(self, seed: int, name: str, side: str, features: int, device: torch.device | str) -> Tensor | None:
-        if features <= self.rows:
-            return None
-        return torch.from_numpy(rademacher(self.rows, features, derived_generator(seed, name, side))).to(device)
+            self._sign[name] = torch.from_numpy(_signs((2, outputs * kept), spread)).to(device, dtype)
+            self._shift[name] = int(spread.integers(half))
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
         """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
         right = self._right[name]
-        return inputs if right is None else inputs @ right.to(inputs.dtype).T
+        if right is None:
+            return torch.cat([inputs, inputs], dim=-1) * math.sqrt(0.5)  # each half sees all of them
+        return inputs @ right.to(inputs.dtype).T
 
     def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
         """Add one layer's projected gradients to ``total`` (n, D) in place.
 
         They come of what ``reduce_inputs`` kept (n, s, rows) and the loss's gradient at the outputs (n, s, outputs).
         """
-        left = self._left[name]
-        g = output_gradients if left is None else output_gradients @ left.to(output_gradients.dtype).T  # (n, s, rows)
-        # L G R^T, the sum over positions of (L g_s)(R a_s)^T: G itself, (n, outputs, inputs), is never formed.
-        small = g.to(total.dtype).transpose(1, 2) @ reduced.to(total.dtype)  # (n, rows or outputs, rows or inputs)
-        total.index_add_(1, self._target[name], small.flatten(1) * self._sign[name].to(total.dtype))
+        halves = total.view(len(total), 2, -1)
+        dtype = torch.promote_types(output_gradients.dtype, self._sign[name].dtype)
+        at_once = max(1, _ENTRIES // self._sign[name].numel())
+        for start in range(0, len(total), at_once):
+            some = slice(start, start + at_once)
+            # R G^T, the sum over positions of (R a_s) g_s^T: G itself, (n, outputs, inputs), is never formed.
+            small = reduced[some].to(dtype).transpose(1, 2) @ output_gradients[some].to(dtype)  # (n, rows, outputs)
+            self._spread(halves[some], name, small.view(len(small), 2, -1))
+
+    def _spread(self, halves: Tensor, name: str, entries: Tensor) -> None:
+        """Entry e of a layer goes to coordinate (e + shift) modulo D / 2: (n, 2, D / 2), (n, 2, E).
+
+        Shifts and signs are random, so that any two entries of different layers meet with a probability of 2 / D, and
+        what meets cancels in expectation. No two entries are added at once: a GPU gives the same sums every time.
+        """
+        half, shift = halves.shape[2], self._shift[name]
+        signed = entries * self._sign[name]
+        whole = signed.shape[2] // half * half
+        sums = signed[:, :, :whole].unflatten(2, (-1, half)).sum(2, dtype=halves.dtype)  # (n, 2, D / 2)
+        sums[:, :, : signed.shape[2] - whole] += signed[:, :, whole:]
+        halves[:, :, shift:] += sums[:, :, : half - shift]
+        halves[:, :, :shift] += sums[:, :, half - shift :]
 
 
 def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
@@ -92,5 +116,5 @@ def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.nd
     return _signs((rows, columns), generator) / np.float32(math.sqrt(rows))
 
 
-def _signs(shape: int | tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    return (generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1).astype(np.float32)
+def _signs(shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    return generator.integers(0, 2, size=shape, dtype=np.int8) * 2 - 1

@@ -19,7 +19,7 @@ from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_encoder, load_model
-from raydpp.gradients.projection import KroneckerProjection
+from raydpp.gradients.projection import Projection
 from raydpp.gradients.tokenization import TokenizedExample
 
 
@@ -90,11 +90,12 @@ class GradientExtractor(Extractor):
         self.model, self.target_layers = attach_adapter(model, config.adapter)
         self.dimension = config.dimension
         shapes = {layer.name: layer.shape for layer in self.target_layers}
-        projection = KroneckerProjection(shapes, config.dimension, config.projection_seed, self.device)
+        dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        product = torch.float32 if dtype == torch.float16 else dtype  # which a product of two could leave
+        projection = Projection(shapes, config.dimension, config.rank, config.projection_seed, self.device, product)
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])
-        precision = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        self._capture = GradientCapture(self.target_layers, projection, precision)
+        self._capture = GradientCapture(self.target_layers, projection, torch.promote_types(dtype, torch.float32))
         self.one_batch([_probe()])
         if missed := [layer.name for layer in self.target_layers if layer.name not in self._capture.reached]:
             raise UserError(

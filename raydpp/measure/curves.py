@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from raydpp.cluster import Here
-from raydpp.diversity.distance import greedy_curve, log_det_curve, reference_curves
+from raydpp.diversity.distance import greedy_curve, log_det_curve, projection_error, reference_curves
 from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective
@@ -27,8 +27,12 @@ def references(tasks: Here, size: int, dimension: int, kernel: Kernel, seeds: li
     return np.concatenate(tasks.get(curves))
 
 
-def greedy_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> np.ndarray:
-    """(1, m) log-det curve of the greedy subset."""
+Curves = tuple[np.ndarray, float | None]
+"""(draws, m) log-det curves of subsets, and how far the first one's distance is off where features are projections."""
+
+
+def greedy_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> Curves:
+    """Of the greedy subset."""
     request = Request(Budget(size), Objective(kernel), table.column)
     title = f"measure: {table.name}"
     picked = distributed_greedy(
@@ -36,16 +40,20 @@ def greedy_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel) 
     )
     if picked.interrupted:
         raise KeyboardInterrupt  # part of a curve is not what was asked for
-    return greedy_curve(picked.selection.log_gains, size, kernel)[None]
+    error = None
+    if table.projected:
+        error = tasks.get(tasks.submit(projection_error, vectors(picked.rows[table.column]), kernel))
+    return greedy_curve(picked.selection.log_gains, size, kernel)[None], error
 
 
-def uniform_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> np.ndarray:
-    """(draws, m) log-det curves of uniform samples, one task a sample."""
-    return np.stack(tasks.get([tasks.submit(_draw_curve, table, size, kernel, [seed, draw]) for draw in range(draws)]))
+def uniform_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> Curves:
+    """Of uniform samples, one task a sample."""
+    found = tasks.get([tasks.submit(_draw_curve, table, size, kernel, [seed, draw]) for draw in range(draws)])
+    return np.stack([curve for curve, _ in found]), found[0][1]
 
 
-def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> np.ndarray:
-    """(m,) log-det curve of one uniform sample, read file by file."""
+def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> Curves:
+    """Of one uniform sample, (m,), read file by file; the error of the first."""
     order = np.random.default_rng(seed).permutation(table.rows)[:size]  # row numbers in the order of drawing
     taken: list[pa.Table] = []
     start = 0
@@ -55,4 +63,5 @@ def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]
             taken.append(table.read([part]).take(pa.array(inside)))
         start += part.rows
     features = vectors(concatenated(taken)[table.column])  # (m, D), in row order
-    return log_det_curve(features[np.argsort(np.argsort(order))], kernel)
+    error = projection_error(features, kernel) if table.projected and seed[1] == 0 else None
+    return log_det_curve(features[np.argsort(np.argsort(order))], kernel), error

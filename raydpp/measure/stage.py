@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from raydpp import runs
 from raydpp.cluster import tasks_for, unwrap_task_errors
+from raydpp.diversity.fidelity import SAMPLE, fidelity
 from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError, checked_seed
 from raydpp.report.table import Table
@@ -98,12 +101,15 @@ def measure(
         reference = references(tasks, m, opened[0].dimension, similarity, seeds)
         distances = {}
         for table in opened:
-            curves = (
+            _warn_of_noise(table)
+            curves, error = (
                 greedy_curves(tasks, table, m, similarity)
                 if subset == "greedy"
                 else uniform_curves(tasks, table, m, similarity, draws, seed)
             )
-            distances[table.name] = distance_from_curves(curves, reference, subset=subset, kernel=similarity)
+            distances[table.name] = distance_from_curves(
+                curves, reference, subset=subset, kernel=similarity, error=error
+            )
     results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
     shown = distance_table(results)
     run.out.write_json("distances.json", [_with_curve(one, kernel, distances[one["table"]]) for one in results])
@@ -118,9 +124,17 @@ def measure(
     return run.finish(summary, counts=counts, results=results, tables=[shown.record])
 
 
+def _warn_of_noise(table: GradientTable) -> None:
+    found = fidelity(table.sample(SAMPLE)) if table.projected else None
+    if found and found.poor:
+        log.warning("measure: %s: %s", table.name, found.words(table.dimension))
+
+
 def distance_table(results: Sequence[Mapping[str, Any]]) -> Table:
     """What measure found, most diverse first."""
     columns = {"table": "table", "examples": "rows", "m": "size", "distance": "mean", "std": "std"}
+    if any(one["error"] is not None for one in results):
+        columns["projection's error"] = "error"
     return Table(
         "Log-det distance, nats per example (smaller is more diverse)",
         list(columns),
@@ -134,11 +148,12 @@ def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
     from raydpp.report.html import Section, render
 
     ranked = sorted(distances.items(), key=lambda one: one[1].mean)
-    curves = {name: (found.sizes, found.means, found.stds) for name, found in ranked}
+    curves = {name: (found.sizes, found.means, np.hypot(found.stds, found.error or 0.0)) for name, found in ranked}
     section = Section(
         "Log-det distance",
-        "Mean over the reference point sets, and standard deviation. 0 is as diverse as points spread at random over"
-        " the sphere.",
+        "Mean over the reference point sets; the band is their standard deviation and the projection's error together,"
+        " which is how far the distance may be off as gradients were projected. 0 is as diverse as points spread at"
+        " random over the sphere.",
         shown,
         [curve_figure(curves)],
     )
@@ -147,7 +162,7 @@ def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:
     """A distance without its curve, for JSON."""
-    names = ("size", "subset", "mean", "std", "floored")
+    names = ("size", "subset", "mean", "std", "error", "floored")
     return {name: getattr(distance, name) for name in names}
 
 

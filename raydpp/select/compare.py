@@ -10,7 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp.diversity.distance import distance_from_curves, greedy_curve, log_det_curve, reference_curves
+from raydpp.diversity.distance import (
+    distance_from_curves,
+    greedy_curve,
+    log_det_curve,
+    projection_error,
+    reference_curves,
+)
 from raydpp.dpp import BaselineName
 from raydpp.dpp.baselines import pick
 from raydpp.dpp.budget import Budget
@@ -84,7 +90,12 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
             curve = log_det_curve(vectors(picked.rows[request.column]), kernel)
         else:
             curve = greedy_curve(picked.selection.log_gains, size, kernel)
-        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel)
+        error = (
+            tasks.get(tasks.submit(projection_error, vectors(picked.rows[request.column]), kernel))
+            if job.table.projected
+            else None
+        )
+        distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel, error=error)
         scores = request.scores(picked.rows)
         records.append(
             {
@@ -92,6 +103,7 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
                 "examples": size,
                 "log_det": float(curve[-1]),
                 "distance": distance.mean,
+                "error": error,
                 "quality": None if scores is None else float(scores.mean()),
                 "tokens": _tokens(picked.rows, request.cost),
                 "sources": source_mix(picked.rows),
@@ -108,12 +120,11 @@ def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
     for one in sorted(records, key=lambda one: -one["log_det"]):
         mix = [f"{source} {share:.0%}" for source, share in one["sources"].items()]
         shown = ", ".join(mix[:4] + ["..."] * (len(mix) > 4))
-        rows.append(
-            [*(one[name] for name in ("method", "examples", "log_det", "distance", "quality", "tokens")), shown]
-        )
+        numbers = ["method", "examples", "log_det", "distance", "error", "quality", "tokens"]
+        rows.append([*(one[name] for name in numbers), shown])
     return Table(
         "The same budget by other methods (log det: larger is more diverse; distance: smaller)",
-        ["method", "examples", "log det", "distance", "quality", "tokens", "source mix"],
+        ["method", "examples", "log det", "distance", "projection's error", "quality", "tokens", "source mix"],
         rows,
     )
 
@@ -136,13 +147,18 @@ def write_report(
     ]
     if records:
         curves = {
-            one["method"]: (np.arange(1, one["examples"] + 1), np.array(one["curve"]), np.zeros(one["examples"]))
+            one["method"]: (
+                np.arange(1, one["examples"] + 1),
+                one["curve"],
+                np.full(one["examples"], one["error"] or 0.0),
+            )
             for one in records
         }
         compared = Section(
             "Beside other methods",
             "Log det of the kernel matrix of the set, its log-det distance in nats per example, the mean of the"
-            " standardised quality. The figure shows the distance of the first m picks of each method.",
+            " standardised quality. The figure shows the distance of the first m picks of each method, and how far it"
+            " may be off as gradients were projected.",
             comparison_table(records),
             [curve_figure(curves)],
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from raydpp.dpp.oracles.choice import OracleName, choose_oracle, choose_sharded_oracle
@@ -155,7 +156,7 @@ def _rounds(job: SelectionJob, rate: float) -> tuple[dict[str, Any], list[str]]:
     request = replace(job.request, oracle=oracle)
     one = search_cost(request, max(sizes), table.dimension)
     rounds = math.ceil(size / PICKS_PER_ROUND)
-    row = table.dimension * 2  # bytes, as float16
+    row = table.dimension * np.dtype(table.kind.value_type.to_pandas_dtype()).itemsize  # bytes
     whole = search_cost(request, table.rows, table.dimension)
     seconds = whole.seconds(rate * min(job.tasks.cpus, len(sizes)))
     seconds += rounds * (0.005 + 0.002 * len(sizes))  # calls and their answers

@@ -18,7 +18,6 @@ from extraction_inputs import extractor, few_examples, in_turns, rate, tokens_of
 from printed import table
 from torch import nn
 
-from raydpp.gradients.config import FULL_WEIGHTS
 from raydpp.gradients.model import load_model, load_tokenizer, local_model
 from raydpp.gradients.tokenization import TokenizedExample
 
@@ -31,10 +30,9 @@ def bergson(options: argparse.Namespace) -> Any:
     examples = few_examples(options)
     ours: dict[str, Callable[[], float]] = {}
     for dtype in options.dtype:
-        for adapter in ("fresh", FULL_WEIGHTS):
-            loaded = extractor(options, dtype, adapter)
-            loaded(examples[:8])  # warms up
-            ours[f"raydpp, {adapter}, {dtype}"] = functools.partial(rate, tokens_of(examples), loaded, examples)
+        loaded = extractor(options, dtype)
+        loaded(examples[:8])  # warms up
+        ours[f"raydpp, {dtype}"] = functools.partial(rate, tokens_of(examples), loaded, examples)
     with tempfile.TemporaryDirectory() as folder:
         rows = _write(examples, f"{folder}/rows.jsonl")
         own_head = _untied(options.model, f"{folder}/untied")

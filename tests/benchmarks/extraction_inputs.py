@@ -14,7 +14,7 @@ import numpy as np
 from raydpp import runs
 from raydpp.errors import RowError
 from raydpp.extract.sample import choose
-from raydpp.gradients.config import Adapter, Dtype, ExtractorConfig, Masking
+from raydpp.gradients.config import Dtype, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.representations import Extractor, load_extractor
 from raydpp.gradients.tokenization import TokenizedExample, tokenize
@@ -53,10 +53,8 @@ def tokens_of(examples: Sequence[TokenizedExample]) -> int:
     return sum(len(example.ids) for example in examples)
 
 
-def extractor(options: argparse.Namespace, dtype: Dtype, adapter: str = "fresh") -> Extractor:
-    return load_extractor(
-        ExtractorConfig(options.model, adapter=Adapter(adapter), dtype=dtype, batch_tokens=options.batch_tokens)
-    )
+def extractor(options: argparse.Namespace, dtype: Dtype) -> Extractor:
+    return load_extractor(ExtractorConfig(options.model, dtype=dtype, batch_tokens=options.batch_tokens))
 
 
 def rate(tokens: int, run: Callable[..., Any], *arguments: Any) -> float:

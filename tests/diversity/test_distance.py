@@ -12,6 +12,7 @@ from raydpp.diversity.distance import (
     greedy_curve,
     log_det_curve,
     log_det_distance,
+    projection_error,
     reference_curves,
 )
 from raydpp.dpp.features import unit_rows
@@ -78,6 +79,24 @@ def test_mean_and_std_are_over_all_pairs_of_a_draw_and_a_reference() -> None:
     assert result.sizes.tolist() == [1, 2]
     assert result.means[0] == result.stds[0] == 0.0
     assert (result.size, result.subset, result.floored) == (2, "uniform", 0)
+
+
+def test_what_the_halves_differ_by_is_the_distances_error() -> None:
+    """Points in a space of many dimensions, seen through random projections to few of them."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((30, 300)) + 0.6 * random.standard_normal(300)
+    kernel = Kernel("rbf", 0.5)
+    exact = log_det_curve(unit_rows(x / np.linalg.norm(x, axis=1, keepdims=True)), kernel)[-1]
+    moved, told = [], []
+    for _ in range(60):
+        y = x @ random.standard_normal((300, 512))
+        y /= np.linalg.norm(y, axis=1, keepdims=True)
+        moved.append((log_det_curve(y, kernel)[-1] - exact) / 30)
+        told.append(projection_error(y, kernel) or 0.0)
+    assert np.mean(told) == pytest.approx(np.sqrt(np.mean(np.square(moved))), rel=0.5)
+    assert projection_error(y[:1], kernel) is None
+    assert projection_error(np.repeat(y[:1], 3, axis=0), kernel) is None  # copies: the matrix is singular
+    assert projection_error(np.zeros((4001, 2)), kernel) is None
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "cosine"])

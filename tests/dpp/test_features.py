@@ -28,6 +28,32 @@ def test_unit_rows_normalises_again_in_float64_and_leaves_its_input(dtype: type,
     np.testing.assert_array_equal(stored, before)
 
 
+def whole(x: np.ndarray) -> np.ndarray:
+    return np.rint(x * 2 * x.shape[1] ** 0.5).astype(np.int8)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_whole_numbers_of_any_norm_stand_for_directions(as_tensor: bool) -> None:
+    x = whole(sphere(50, 300))
+    given = torch.from_numpy(x) if as_tensor else x
+    rows, exact = UnitRows(given), x / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    np.testing.assert_allclose(rows.take().numpy(), exact, rtol=1e-15)
+    index = torch.tensor([7, 0])
+    assert rows.take(index, torch.float32).dtype == torch.float32
+    np.testing.assert_allclose(rows.part(index).take().numpy(), exact[[7, 0]], rtol=1e-15)
+    assert rows.stored(np.array([7])).dtype == np.int8
+    directions = torch.from_numpy(sphere(3, 300, 1).T)
+    np.testing.assert_allclose(rows.square_sums(directions), ((exact @ directions.numpy()) ** 2).sum(1), rtol=1e-9)
+    both = rows.with_rows(UnitRows(-given))
+    np.testing.assert_allclose(both.take().numpy(), np.concatenate([exact, -exact]), rtol=1e-15)
+    for one, other in ((rows, UnitRows(exact)), (UnitRows(exact), rows)):
+        with pytest.raises(UserError, match="only some are whole numbers"):
+            one.with_rows(other)
+    x[3] = 0
+    with pytest.raises(UserError, match=r"1 of 50 rows of zeros \(ids 3\)"):
+        UnitRows(x)
+
+
 def test_unit_rows_names_the_rows_it_refuses() -> None:
     x = sphere(10, 3)
     x[1, 2] = np.nan

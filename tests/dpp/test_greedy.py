@@ -196,6 +196,22 @@ def test_an_array_a_tensor_and_float16_of_the_same_rows_agree() -> None:
     assert greedy_map(x.astype(np.float64), 10).indices.tolist() == expected
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "cosine"])
+@pytest.mark.parametrize("oracle", ["textbook", "cholesky", "feature-space"])
+def test_whole_numbers_are_selected_from_as_directions(kernel: KernelName, oracle: OracleName) -> None:
+    if (kernel, oracle) == ("rbf", "feature-space"):
+        return
+    x = np.rint(12 * sphere(300, 36, 4)).astype(np.int8)
+    x[200:210] = x[:10]
+    exact = x / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+    expected = greedy_map(exact, 60, kernel=kernel, oracle="textbook")
+    found = greedy_map(x, 60, kernel=kernel, oracle=oracle, owned=x[:0])
+    assert found.indices.tolist() == expected.indices.tolist()
+    np.testing.assert_allclose(found.log_gains, expected.log_gains, atol=1e-9)
+    owned = greedy_map(x[20:], 30, kernel=kernel, oracle=oracle, owned=x[:20])
+    assert owned.indices.tolist() == greedy_map(exact[20:], 30, kernel=kernel, owned=exact[:20]).indices.tolist()
+
+
 def test_what_is_owned_counts_as_picked_before() -> None:
     x, kernel = sphere(40, 8), Kernel("rbf", 0.5)
     matrix = kernel.matrix(unit_rows(x)).numpy()

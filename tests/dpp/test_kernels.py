@@ -68,6 +68,18 @@ def test_equal_rows_are_exactly_1_apart_from_the_ridge(name: KernelName) -> None
     assert torch.equal(kernel.column(row.repeat(37, 1), 3), matrix[3])
 
 
+@pytest.mark.parametrize("kernel", [Kernel("rbf", 0.7), Kernel("cosine")], ids=["rbf", "cosine"])
+def test_the_slope_is_the_change_of_similarity_with_the_cosine(kernel: Kernel) -> None:
+    cosines = torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)
+
+    def similarity(cosine: torch.Tensor) -> torch.Tensor:
+        points = torch.stack([cosine, (1 - cosine**2).sqrt()], dim=1)
+        return kernel.cross(points, torch.tensor([[1.0, 0.0]], dtype=torch.float64))[:, 0]
+
+    changed = (similarity(cosines + 1e-5) - similarity(cosines - 1e-5)) / 2e-5
+    torch.testing.assert_close(kernel.slope(cosines), changed, rtol=1e-6, atol=0)
+
+
 def test_only_cosine_without_ridge_limits_the_budget() -> None:
     Kernel("cosine", ridge=0.0).check_budget(8, 8)
     Kernel("cosine").check_budget(9, 8)

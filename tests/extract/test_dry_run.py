@@ -30,6 +30,8 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(
     weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)  # of two blocks' linear layers
     assert 3.5 * weights * estimate["tokens"] < estimate["flops"] - 4 * _HEAD * estimate["response_tokens"]
     assert estimate["flops"] - 4 * _HEAD * estimate["response_tokens"] < 4.5 * weights * estimate["tokens"]
+    assert 0 < estimate["fidelity"]["error"] < 0.3
+    assert f"a cosine of two examples is off by {estimate['fidelity']['error']:.3f}" in found.summary
     assert "nothing was written" in found.summary
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The dense projection by random signs: too slow to use, and what the two-sided sparse one is tested against."""
+"""The dense projection by random signs: too slow to use, and what the product's is tested against."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ BLOCK = 4096  # entries whose signs exist at one time: at D = 1,024, 16 MiB of f
 class RademacherProjection:
     """``p(G)_d = sum_e sign(d, e) G_e / sqrt(D)``: inner products in expectation, with variance about 1/D.
 
-    Takes what KroneckerProjection takes, and stands in for it.
+    Takes what Projection takes, and stands in for it.
     """
 
     def __init__(
         self,
         shapes: Mapping[str, tuple[int, int]],
         dimension: int,
+        rows: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.dimension = dimension
         self._seed = seed

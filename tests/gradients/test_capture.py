@@ -11,29 +11,29 @@ from torch import Tensor, nn
 
 from raydpp.gradients.adapters import TargetLayer
 from raydpp.gradients.capture import GradientCapture
-from raydpp.gradients.config import FULL_WEIGHTS, Adapter, ExtractorConfig
-from raydpp.gradients.projection import KroneckerProjection
+from raydpp.gradients.config import Adapter, ExtractorConfig
+from raydpp.gradients.projection import Projection
 from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
 from tests.gradients.dense_reference import RademacherProjection
 
 ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2"]
-DIMENSION, SEED = 48, 3
+DIMENSION, RANK, SEED = 48, 4, 3
 Build = Callable[..., Any]
 
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES)
-Projection = type[KroneckerProjection] | type[RademacherProjection]
+Kind = type[Projection] | type[RademacherProjection]
 
 
-@pytest.fixture(params=[KroneckerProjection, RademacherProjection])
-def projection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Projection:
+@pytest.fixture(params=[Projection, RademacherProjection])
+def projection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
     """What the extractor projects with: the product's projection, then the dense reference in its place."""
-    monkeypatch.setattr("raydpp.gradients.representations.KroneckerProjection", request.param)
-    kind: Projection = request.param
+    monkeypatch.setattr("raydpp.gradients.representations.Projection", request.param)
+    kind: Kind = request.param
     return kind
 
 
-def project(projection: KroneckerProjection | RademacherProjection, gradients: Mapping[str, Tensor]) -> Tensor:
+def project(projection: Projection | RademacherProjection, gradients: Mapping[str, Tensor]) -> Tensor:
     """The (D,) projection of gradients that are there in full."""
     total = torch.zeros(1, projection.dimension, dtype=torch.float64)
     for name, gradient in gradients.items():
@@ -45,12 +45,12 @@ def project(projection: KroneckerProjection | RademacherProjection, gradients: M
 def assert_captured(
     folder: str,
     adapter: Adapter,
-    projection: Projection,
+    projection: Kind,
     given: list[TokenizedExample],
     gradients_alone: Callable[[TokenizedExample], Mapping[str, Tensor]],
 ) -> None:
     """Every feature is the projection of the gradients that autograd gives for its example alone."""
-    config = ExtractorConfig(folder, "gradient", adapter, DIMENSION, SEED, dtype="float64", batch_tokens=40)
+    config = ExtractorConfig(folder, "gradient", adapter, DIMENSION, RANK, SEED, dtype="float64", batch_tokens=40)
     extractor: Any = load_extractor(config)
     found = extractor(given)
     # transformers computes norms and rotations in float32, whatever the model's type; GPT-2 has neither.
@@ -58,47 +58,46 @@ def assert_captured(
     for row, example in enumerate(given):
         gradients = gradients_alone(example)
         shapes = {name: (gradient.shape[0], gradient.shape[1]) for name, gradient in gradients.items()}
-        expected = project(projection(shapes, DIMENSION, SEED), gradients).numpy()
+        expected = project(projection(shapes, DIMENSION, RANK, SEED), gradients).numpy()
         error = np.linalg.norm(found.features[row] * found.norms[row] - expected)
         assert error <= tolerance * np.linalg.norm(expected)
 
 
-@architectures
-def test_a_fresh_adapters_gradient_is_that_of_b_and_that_of_a_is_zero(
-    architecture: str,
-    projection: Projection,
-    model_folder: Build,
-    load: Build,
-    examples: Build,
-    loss_alone: Build,
+def test_a_fresh_adapters_gradient_is_that_of_b_where_a_is_the_map_of_the_inputs(
+    model_folder: Build, load: Build, examples: Build, loss_alone: Build
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
-    adapter = Adapter(rank=4, seed=1)
-    folder = model_folder(architecture)
-    extractor: Any = load_extractor(ExtractorConfig(folder, adapter=adapter, dtype="float64"))
-    maps = {layer.name.removesuffix(".lora_B"): layer.lora_a for layer in extractor.target_layers}
-    reference = get_peft_model(load(folder), LoraConfig(r=4, lora_alpha=4, target_modules="all-linear"))
+    folder, rank = model_folder("llama"), RANK
+    config = ExtractorConfig(folder, dimension=DIMENSION, rank=rank, projection_seed=SEED, dtype="float64")
+    extractor: Any = load_extractor(config)
+    projection = Projection({layer.name: layer.shape for layer in extractor.target_layers}, DIMENSION, rank, SEED)
+    reference = get_peft_model(load(folder), LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear"))
     a, b = {}, {}
     for name, module in reference.named_modules():
         if hasattr(module, "lora_A"):
             plain = name.removeprefix("base_model.model.")
-            a[plain], b[f"{plain}.lora_B"] = module.lora_A.default.weight, module.lora_B.default.weight
-            a[plain].data.copy_(maps[plain])
-    assert a.keys() == maps.keys()
-
-    def gradients_alone(example: TokenizedExample) -> Mapping[str, Tensor]:
-        of_a = torch.autograd.grad(loss_alone(reference, example), list(a.values()))
-        assert not any(gradient.any() for gradient in of_a)
-        return dict(zip(b, torch.autograd.grad(loss_alone(reference, example), list(b.values())), strict=True))
-
-    assert_captured(folder, adapter, projection, examples(5, 13, 7, 20), gradients_alone)
+            a[plain], b[plain] = module.lora_A.default.weight, module.lora_B.default.weight
+            eye = torch.eye(a[plain].shape[1], dtype=torch.float64)[None]
+            a[plain].data.copy_(projection.reduce_inputs(plain, eye)[0].T)
+    assert a.keys() == {layer.name for layer in extractor.target_layers}
+    for example in examples(5, 20):
+        assert not any(
+            gradient.any() for gradient in torch.autograd.grad(loss_alone(reference, example), [*a.values()])
+        )
+        total = torch.zeros(1, DIMENSION, dtype=torch.float64)
+        gradients = torch.autograd.grad(loss_alone(reference, example), [*b.values()])  # (outputs, r) each
+        for name, gradient in zip(b, gradients, strict=True):
+            projection.add_layer(total, name, torch.eye(rank, dtype=torch.float64)[None], gradient.T[None])
+        found = extractor([example])
+        expected = total[0].numpy()
+        assert np.linalg.norm(found.features[0] * found.norms[0] - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
 @architectures
 def test_a_trained_adapters_gradient_is_that_of_both_a_and_b(
     architecture: str,
-    projection: Projection,
+    projection: Kind,
     model_folder: Build,
     load: Build,
     saved_adapter: Build,
@@ -127,11 +126,11 @@ def test_a_trained_adapters_gradient_is_that_of_both_a_and_b(
 
 @pytest.mark.parametrize(("layers", "part"), [("all", ""), ("last:1", ".1."), (r"\.0\.mlp", ".0.mlp.")])
 @architectures
-def test_the_full_weights_gradient_is_that_of_every_linear_layer_but_the_head(
+def test_a_fresh_adapters_gradient_is_that_of_the_weights_of_every_linear_layer_but_the_head(
     architecture: str,
     layers: str,
     part: str,
-    projection: Projection,
+    projection: Kind,
     model_folder: Build,
     load: Build,
     examples: Build,
@@ -156,11 +155,11 @@ def test_the_full_weights_gradient_is_that_of_every_linear_layer_but_the_head(
             for (name, module), gradient in zip(linear.items(), gradients, strict=True)
         }
 
-    adapter = Adapter(FULL_WEIGHTS, layers=layers)
+    adapter = Adapter(layers=layers)
     assert_captured(folder, adapter, projection, examples(5, 13, 7, 20), gradients_alone)
 
 
-@pytest.mark.parametrize("kind", ["fresh", "trained", FULL_WEIGHTS])
+@pytest.mark.parametrize("kind", ["fresh", "trained"])
 def test_the_backward_pass_ends_at_the_first_captured_block(
     kind: str, model_folder: Build, saved_adapter: Build, examples: Build
 ) -> None:
@@ -187,7 +186,7 @@ def layers() -> dict[str, nn.Linear]:
 @pytest.fixture
 def capture(layers: dict[str, nn.Linear]) -> GradientCapture:
     targets = [TargetLayer(name, layer, (layer.out_features, layer.in_features)) for name, layer in layers.items()]
-    projection = KroneckerProjection({"first": (6, 5), "second": (4, 6)}, 50)
+    projection = Projection({"first": (6, 5), "second": (4, 6)}, 50, 4)
     return GradientCapture(targets, projection, torch.float64)
 
 

@@ -25,7 +25,8 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> No
         return fingerprint(config, masking or Masking(), tokenizer, store_as)
 
     first = made()
-    assert first["projection"] == {"kind": "kronecker", "dimension": 1024, "seed": 0}
+    assert first["projection"]["halves"] == "independent"
+    assert {"rows": 32, "dimension": 8192, "seed": 0}.items() <= first["projection"].items()
     plain = ExtractorConfig(tiny_model, dtype="float32")
     assert first == fingerprint(plain, Masking(), load_tokenizer(tiny_model), "float16")
     changed = {
@@ -33,6 +34,7 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> No
         "stored_as": made(store_as="float32"),
         "adapter layers": made(adapter=Adapter(layers="last:1")),
         "projection seed": made(projection_seed=1),
+        "projection rows": made(rank=16),
     }
     for name, other in changed.items():
         difference = first_difference(first, other)

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from raydpp.gradients.projection import KroneckerProjection, derived_generator, rademacher
+from raydpp.gradients.projection import Projection, derived_generator, rademacher
 from tests.gradients.dense_reference import BLOCK, RademacherProjection
 
-Kind = type[KroneckerProjection] | type[RademacherProjection]
+Kind = type[Projection] | type[RademacherProjection]
 Data = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 SHAPES: dict[Kind, dict[str, tuple[int, int]]] = {
-    KroneckerProjection: {"wide": (40, 300), "narrow": (500, 8), "small": (6, 5)},
+    Projection: {"wide": (40, 300), "narrow": (500, 8), "small": (6, 5)},
     RademacherProjection: {"wide": (10, 70), "narrow": (120, 8), "small": (6, 5)},  # every entry has signs of its own
 }
+ROWS: dict[Kind, int] = {Projection: 64, RademacherProjection: 0}
 kinds = pytest.mark.parametrize("kind", SHAPES)
 
 
@@ -30,9 +31,9 @@ def draw(kind: Kind, seed: int, n: int = 2, s: int = 7) -> dict[str, tuple[torch
     }
 
 
-def project(kind: Kind, data: Data, dimension: int, seed: int) -> torch.Tensor:
+def project(kind: Kind, data: Data, dimension: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     shapes = {name: (g.shape[2], a.shape[2]) for name, (a, g) in data.items()}
-    projection = kind(shapes, dimension, seed)
+    projection = kind(shapes, dimension, ROWS[kind], seed, dtype=dtype)
     total = torch.zeros(len(next(iter(data.values()))[0]), dimension, dtype=torch.float64)
     for name, (a, g) in data.items():
         projection.add_layer(total, name, projection.reduce_inputs(name, a), g)
@@ -46,7 +47,7 @@ def full(data: Data) -> torch.Tensor:
 def project_densely(gradient: torch.Tensor, dimension: int, seed: int = 0, name: str = "layer") -> torch.Tensor:
     """The (D,) projection of one (outputs, inputs) gradient."""
     outputs, inputs = gradient.shape
-    projection = RademacherProjection({name: (outputs, inputs)}, dimension, seed)
+    projection = RademacherProjection({name: (outputs, inputs)}, dimension, seed=seed)
     total = torch.zeros(1, dimension, dtype=torch.float64)
     eye = torch.eye(inputs, dtype=torch.float64)[None]
     projection.add_layer(total, name, projection.reduce_inputs(name, eye), gradient.T[None].double())
@@ -90,9 +91,8 @@ def test_what_is_projected_is_the_sum_over_positions_and_layers(kind: Kind) -> N
     for row in range(2):
         alone = {name: (a[row, None], g[row, None]) for name, (a, g) in data.items()}
         torch.testing.assert_close(project(kind, alone, 32, 5)[0], found[row])
-    if kind is RademacherProjection:  # the Kronecker map's rows depend on the number of layers
-        parts = [project(kind, {name: pair}, 32, 5) for name, pair in data.items()]
-        torch.testing.assert_close(torch.stack(parts).sum(0), found)
+    parts = [project(kind, {name: pair}, 32, 5) for name, pair in data.items()]
+    torch.testing.assert_close(torch.stack(parts).sum(0), found)
 
 
 @kinds
@@ -123,27 +123,73 @@ def test_layers_of_the_same_shape_are_projected_independently(kind: Kind) -> Non
 def test_a_models_precision_changes_no_more_than_its_rounding(kind: Kind, dtype: torch.dtype) -> None:
     data = draw(kind, 4)
     exact = project(kind, data, 64, 0)
-    rounded = project(kind, {name: (a.to(dtype), g.to(dtype)) for name, (a, g) in data.items()}, 64, 0)
+    rounded = project(kind, {name: (a.to(dtype), g.to(dtype)) for name, (a, g) in data.items()}, 64, 0, dtype)
     # How a matrix product is summed up, and so how much its rounding adds, depends on the processor.
     assert (rounded - exact).norm() < 4 * torch.finfo(dtype).eps * exact.norm()
 
 
-def test_the_two_sided_projection_estimates_what_the_dense_reference_does_and_errs_hardly_more() -> None:
+def test_the_projection_estimates_what_the_dense_reference_does_and_errs_hardly_more() -> None:
     data = draw(RademacherProjection, 5)
     data = {name: (a[[0, 0]] + 0.5 * a, g[[0, 0]] + 0.5 * g) for name, (a, g) in data.items()}  # correlated examples
     ours, dense = (
         np.array([float(p[0] @ p[1]) for p in (project(kind, data, 128, seed) for seed in range(300))])
-        for kind in (KroneckerProjection, RademacherProjection)
+        for kind in (Projection, RademacherProjection)
     )
     assert abs(ours.mean() - dense.mean()) < 4 * np.sqrt((ours.var() + dense.var()) / 300)
     assert ours.var() < 2 * dense.var()
 
 
 def test_a_projection_of_nothing_or_to_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="dimension is 0"):
-        KroneckerProjection({"a": (2, 2)}, 0)
+    for dimension, rows in ((0, 4), (7, 4), (8, 0), (8, 3)):
+        with pytest.raises(ValueError, match=f"to {dimension} dimensions with {rows} rows: both must be even"):
+            Projection({"a": (2, 2)}, dimension, rows)
     with pytest.raises(ValueError, match="no layer"):
-        KroneckerProjection({}, 8)
+        Projection({}, 8, 4)
+
+
+def test_the_halves_are_projections_of_their_own_and_differ_as_much_as_their_sum_is_off() -> None:
+    data = draw(Projection, 6)
+    data = {name: (a[[0, 0]] + 0.5 * a, g[[0, 0]] + 0.5 * g) for name, (a, g) in data.items()}  # correlated examples
+    exact = full(data)
+    scale = float(exact[0].norm() * exact[1].norm())
+    truth = float(exact[0] @ exact[1]) / scale
+    halves = np.array(
+        [
+            (p[0] * p[1]).view(2, -1).sum(1).numpy() / scale
+            for p in (project(Projection, data, 64, s) for s in range(400))
+        ]
+    )  # (400, 2)
+    spread = halves.std(axis=0) / np.sqrt(400)
+    assert (np.abs(halves.mean(axis=0) - truth / 2) < 4 * spread).all()
+    assert abs(np.corrcoef(halves.T)[0, 1]) < 4 / np.sqrt(400)
+    error = halves.sum(1).std()
+    assert np.sqrt(np.mean((halves[:, 0] - halves[:, 1]) ** 2)) == pytest.approx(error, rel=0.15)
+
+
+def test_what_inputs_have_in_common_costs_nothing() -> None:
+    """As the outputs are not mapped: a map of theirs would err where inputs are alike, one of the inputs does not."""
+    torch.manual_seed(1)
+    a = 5 * torch.ones(2, 1, 400, dtype=torch.float64) + torch.randn(2, 1, 400, dtype=torch.float64)
+    g = torch.randn(2, 1, 300, dtype=torch.float64)
+    g[1] -= g[0] * (g[0, 0] @ g[1, 0]) / (g[0, 0] @ g[0, 0])  # orthogonal gradients of nearly the same inputs
+    errors = {}
+    for name, (inputs, outputs) in {"as it is": (a, g), "turned round": (g, a)}.items():
+        data = {"layer": (inputs, outputs)}
+        scale = float(full(data).norm(dim=1).prod())
+        errors[name] = np.std(
+            [float(p[0] @ p[1]) / scale for p in (project(Projection, data, 4096, s) for s in range(60))]
+        )
+    assert errors["as it is"] < 1.5 / math.sqrt(4096)
+    assert errors["turned round"] > 5 * errors["as it is"]
+
+
+@pytest.mark.parametrize("dimension", [2, 30, 64, 5000])
+def test_examples_taken_a_few_at_a_time_give_the_same_numbers(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw(Projection, 7, n=5)
+    together = project(Projection, data, dimension, 0)
+    monkeypatch.setattr("raydpp.gradients.projection._ENTRIES", 6000)
+    torch.testing.assert_close(project(Projection, data, dimension, 0), together)
+    assert together.abs().min() > 0 or dimension == 5000
 
 
 def test_the_numbers_depend_on_seed_name_and_side_alone_and_are_those_of_every_machine() -> None:
@@ -162,8 +208,8 @@ def test_the_numbers_depend_on_seed_name_and_side_alone_and_are_those_of_every_m
 
 def test_a_projections_numbers_are_those_of_every_machine() -> None:
     data = {"layer": (torch.arange(40.0).reshape(1, 1, 40), torch.ones(1, 1, 30))}
-    numbers = project(KroneckerProjection, data, 4, 0)[0].tolist()
-    assert numbers == pytest.approx([-638, -383, -185, -214.5], rel=1e-6)
+    numbers = project(Projection, data, 4, 0)[0].tolist()
+    assert numbers == pytest.approx([261.5, 263, 928.25, -271.25], rel=1e-6)
 
 
 def test_every_entry_meets_signs_of_its_own() -> None:

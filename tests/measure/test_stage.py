@@ -4,15 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import raydpp
+from raydpp.diversity.fidelity import SAMPLE, fidelity
 from raydpp.errors import UserError
 from raydpp.measure.stage import measure
 from raydpp.storage import Folder
-from raydpp.tables import vectors, write_table
+from raydpp.tables import open_table, vector_array, vectors, write_table
 
 
 @pytest.mark.parametrize("subset", ["greedy", "uniform"])
@@ -24,6 +26,8 @@ def test_the_job_agrees_with_the_function(table: str, tmp_path: Path, subset: st
     if subset == "greedy":  # a uniform draw depends on the order of rows
         assert found["mean"] == pytest.approx(expected.mean, abs=1e-9)
     assert found["std"] >= 0
+    assert found["error"] > 0
+    assert "projection's error" in run.tables[0].headings
     assert found["curve"]["sizes"] == list(range(1, 13))
     assert found["curve"]["means"][-1] == pytest.approx(found["mean"])
     report = (tmp_path / "out" / "report.html").read_text()
@@ -45,6 +49,28 @@ def test_sources_are_measured_side_by_side(table: str, tmp_path: Path) -> None:
         [["second", 20, 20], ["first", 20, 20]],
     )
     assert [row[3] for row in shown.rows] == sorted(row["mean"] for row in run.record["results"])
+
+
+def test_a_table_whose_cosines_are_mostly_noise_is_warned_about(
+    table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    measure([table], str(tmp_path / "out"))
+    warned = "a cosine of two examples is off by" in caplog.text
+    assert warned == bool((found := fidelity(open_table(table, "gradient").sample(SAMPLE))) and found.poor)
+    noisy = tmp_path / "noisy"
+    shutil.copytree(table, noisy)
+    random = np.random.default_rng(0)
+    for path in (noisy / "gradients").iterdir():
+        rows = pq.read_table(path)
+        noise = vector_array(random.normal(size=(len(rows), 64)), pa.int8())
+        place = rows.column_names.index("gradient")
+        write_table(Folder.at(path.parent), path.name, rows.set_column(place, "gradient", noise))
+    caplog.clear()
+    measure([str(noisy)], str(tmp_path / "noisy-out"))
+    assert "mostly noise. Extract with --dimension" in caplog.text
+    plain = measure([str(noisy / "gradients")], str(tmp_path / "plain"))  # which does not say that it holds projections
+    assert plain.record["results"][0]["error"] is None
+    assert "projection's error" not in plain.tables[0].headings
 
 
 def test_mistakes_are_named(table: str, tmp_path: Path) -> None:

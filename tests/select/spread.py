@@ -34,7 +34,7 @@ def make_table(folder: Path, rows: int = 1000, files: int = 16, seed: int = 0) -
         {
             "id": [f"id-{seed}-{n:05d}" for n in random.permutation(rows)],
             "source": random.choice(["first", "second", "third"], rows, p=[0.2, 0.3, 0.5]),
-            "gradient": vector_array(features, pa.float16()),
+            "gradient": vector_array(features, schema.field("gradient").type.value_type),
             "gradient_norm": np.ones(rows, np.float32),
             "loss": random.random(rows).astype(np.float32),
             "prompt_tokens": pa.array(random.integers(1, 30, rows), pa.int32()),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raydpp.cluster import OnRay
 from raydpp.dpp.budget import Budget
@@ -21,11 +22,12 @@ from tests.select.spread import job_of
 
 def left(rows: pa.Table, picks: list[str], owned: np.ndarray, kernel: Kernel) -> dict[str, float]:
     """The residual of every row that was not picked, one at a time."""
-    x = vectors(rows["gradient"])
+    x = unit_rows(vectors(rows["gradient"])).numpy()
     place = {name: i for i, name in enumerate(rows["id"].to_pylist())}
-    have = np.concatenate([owned, x[[place[name] for name in picks]]])
+    before = [unit_rows(owned).numpy()] if len(owned) else []
+    have = np.concatenate([*before, x[[place[name] for name in picks]]])
     return {
-        name: float(pivot_residuals(unit_rows(np.concatenate([have, x[i : i + 1]])), kernel)[-1])
+        name: float(pivot_residuals(torch.from_numpy(np.concatenate([have, x[i : i + 1]])), kernel)[-1])
         for name, i in place.items()
         if name not in picks
     }

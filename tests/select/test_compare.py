@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from raydpp.diversity.distance import log_det_distance
+from raydpp.diversity.distance import log_det_distance, projection_error
 from raydpp.dpp.budget import Budget
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective, Score
@@ -36,7 +36,7 @@ def test_a_method_is_described_by_its_picks(table: str) -> None:
     request = Request(Budget(9), Objective(Kernel()), quality=(Score("response_tokens", 1.0, 10.0, 2.0),))
     picked, selection = select_rows(rows(), request)
     job = job_of(table, 1, request)
-    job = replace(job, table=replace(job.table, kind=pa.list_(pa.float64(), 6)))
+    job = replace(job, table=replace(job.table, kind=pa.list_(pa.float64(), 6), fingerprint=None))
     (found,) = comparison(job, {"greedy": Picked(picked, selection)})
     assert found["log_det"] == pytest.approx(selection.log_det)
     expected = log_det_distance(vectors(rows()["gradient"]), 9, reference_seeds=(0, 1, 2))
@@ -47,6 +47,19 @@ def test_a_method_is_described_by_its_picks(table: str) -> None:
     given = Picked(picked, select_rows(rows(), Request(Budget(9), Objective(Kernel())), owned=np.eye(6))[1])
     (found,) = comparison(replace(job, given=replace(job.given, count=6)), {"greedy": given})
     assert found["log_det"] == pytest.approx(selection.log_det)  # of the set by itself
+    assert found["error"] is None  # plain vectors are no projections
+
+
+def test_sets_of_projected_gradients_say_how_far_their_distance_is_off(table: str) -> None:
+    opened = open_table(table, "gradient")
+    request = Request(Budget(6), Objective(Kernel()), opened.column)
+    job = job_of(table, 1, request)
+    picked = Picked(*select_rows(opened.read(opened.parts), request))
+    (found,) = comparison(replace(job, table=opened), {"greedy": picked})
+    assert found["error"] == projection_error(vectors(picked.rows["gradient"]), Kernel())
+    assert found["error"] > 0
+    (plain,) = comparison(replace(job, table=replace(opened, fingerprint=None)), {"greedy": picked})
+    assert plain == {**found, "error": None}
 
 
 def test_baselines_run_beside_each_other(table: str) -> None:
@@ -81,7 +94,7 @@ def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
 
 
 def test_the_table_shows_the_most_diverse_first() -> None:
-    base = {"examples": 5, "distance": 0.25, "quality": None, "tokens": None}
+    base = {"examples": 5, "distance": 0.25, "error": None, "quality": None, "tokens": None}
     records = [
         {"method": "one", "log_det": -3.0, "sources": {"a": 0.75, "b": 0.25}, **base},
         {"method": "other", "log_det": -1.0, "sources": dict.fromkeys("abcde", 0.2), **base},

@@ -84,9 +84,8 @@ class ShardedGreedy(LazyGreedy):
 
     def condition_on(self, features: Features) -> None:
         """Make what is there already picks, (O, D), before anything else; at or below the floor it changes nothing."""
-        owned = UnitRows(features)
-        dtype = self._shards.find([])[0].features.dtype  # as on one machine, they are stored as the candidates are
-        rows = UnitRows(owned.stored(np.arange(len(owned))).astype(dtype))
+        candidates = torch.from_numpy(self._shards.find([])[0].features)
+        rows = UnitRows(features).stored_as(candidates)  # as on one machine
         self._cache.add_owned(rows, self._state)
         floor, width = self._objective.kernel.floor, self._oracle.working_set_size
         self._unsent = condition(self._solver(), np.arange(len(rows)), floor, width)

@@ -430,6 +430,16 @@ def test_what_is_owned_counts_as_if_it_were_stored_as_the_candidates_are(candida
     np.testing.assert_allclose(found.picks.log_gains, problem.alone().log_gains, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [Kernel("rbf"), Kernel("cosine")], ids=["rbf", "cosine"])
+def test_whole_numbers_are_searched_and_sent_as_they_are_stored(kernel: Kernel) -> None:
+    x, have = (np.rint(10 * sphere(rows, 24, rows)).astype(np.int8) for rows in (200, 30))
+    problem = Problem(x, kernel, 80, 3, options={"owned": have})
+    found = agree(problem)
+    np.testing.assert_allclose(found.picks.log_gains, problem.alone().log_gains, atol=1e-12)
+    with pytest.raises(UserError, match="only some are whole numbers"):
+        agree(Problem(x, kernel, 10, 3, options={"owned": sphere(5, 24)}))
+
+
 def test_progress_gets_every_pick_and_the_search_ends_before_one_that_adds_too_little() -> None:
     seen: list[tuple[int, float]] = []
     problem = Problem(sphere(60, 6), Kernel(), 30, 3, options={"min_log_gain": -0.5})
