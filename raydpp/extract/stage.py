@@ -140,11 +140,11 @@ def extract(
     )
     if dry_run:
         from raydpp.extract.dry_run import dry_run as measure_cost
-        from raydpp.gradients.model import load_config, load_tokenizer
+        from raydpp.gradients.model import hidden_width, load_config, load_tokenizer, longest_input
 
         settings = load_config(model)
-        extractor = replace(extractor, rank=lora_rank or rank_for(_width(settings)))
-        longest = _longest(max_length, settings, load_tokenizer(model))
+        extractor = replace(extractor, rank=lora_rank or rank_for(hidden_width(settings)))
+        longest = min(max_length, longest_input(settings, load_tokenizer(model)) or max_length)
         return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
     run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
     if run.done:
@@ -152,16 +152,16 @@ def extract(
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded
     from raydpp.extract.workers import ExtractJob, cached_tokenizer, run_units, tokenize_first
     from raydpp.gradients.fingerprint import fingerprint
-    from raydpp.gradients.model import load_config
+    from raydpp.gradients.model import hidden_width, load_config, longest_input
 
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
     tokenizer = cached_tokenizer(model)
-    masking = Masking(_longest(max_length, settings, tokenizer), end_of_turn)
+    masking = Masking(min(max_length, longest_input(settings, tokenizer) or max_length), end_of_turn)
     connect(address, given)
     plan = cluster_plan(gpus_per_actor, actors)
     extractor = replace(
         extractor,
-        rank=lora_rank or rank_for(_width(settings)),
+        rank=lora_rank or rank_for(hidden_width(settings)),
         dtype=resolve_dtype(dtype, "cuda" if plan.gpus else "cpu"),
     )
     identity = fingerprint(extractor, masking, tokenizer, stored_as)
@@ -169,7 +169,8 @@ def extract(
     if run.old and run.old.get("status") == "finished":
         plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
     attempt = run.claim(identity)
-    schema = gradient_schema(dimension if representation == "gradient" else _width(settings), stored_as, difficulty)
+    width = dimension if representation == "gradient" else hidden_width(settings)
+    schema = gradient_schema(width, stored_as, difficulty)
     job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
     remove_partial_files(run.out)
     before = scan_output(run.out)
@@ -225,13 +226,3 @@ def cuts_expected(cut: list[int], rows: int, max_length: int) -> str:
         f"{share}{len(losses):,} of {len(cut):,} have more than {max_length:,} tokens and will be cut, by"
         f" {losses[len(losses) // 2]:,} tokens at the median and {losses[-1]:,} at most (--max-length)"
     )
-
-
-def _width(settings: Any) -> int:
-    return int(settings.get_text_config().hidden_size)
-
-
-def _longest(max_length: int, settings: Any, tokenizer: Any) -> int:
-    """The most tokens the model can take, or the user wants."""
-    limits = (getattr(settings.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length)
-    return min(max_length, *(int(limit) for limit in limits if limit))

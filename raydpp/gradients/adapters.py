@@ -108,8 +108,10 @@ def _block(name: str) -> int | None:
 
 def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     """The linear layers that an adapter goes on: all but the head, or those whose names end with one of the targets."""
-    linear = {name: module for name, module in model.named_modules() if _is_linear(module)}
-    names = [name for name, _ in _linear_layers(model)]
+    linear = dict(_linear_layers(model))
+    names = list(linear)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear |= {name: module for name, module in model.named_modules() if module is head}
     if adapter.targets != "all-linear":
         names = []
         for target in adapter.targets:
@@ -164,9 +166,15 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Target
 
 
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The linear layers of the model's body, by name."""
+    """The linear layers of the model's body, by name; of one that sees pictures too, those of its text decoder."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    return [(name, module) for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    start = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and name.startswith(start)
+    ]
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -53,6 +53,8 @@ class ResponseLoss:
         else:
             kept = torch.nonzero(predicts.any(0)).squeeze(1)  # (c,)
             logits = self._model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits  # (n, c, V)
+            if logits.shape[1] != len(kept):  # some models give them all, whatever they are asked for
+                logits = logits[:, kept]
             chosen = logits[predicts[:, kept]]  # (t, V), in the order of row and column
             nats = nn.functional.cross_entropy(at_least_float32(chosen), target, reduction="none")  # (t,)
         total = torch.zeros(len(ids), dtype=nats.dtype, device=nats.device).index_add(0, row, nats)

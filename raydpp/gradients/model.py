@@ -146,6 +146,34 @@ def vocabulary_size(name: str) -> int | None:
     return getattr(load_config(name).get_text_config(), "vocab_size", None)
 
 
+def hidden_width(config: Any) -> int:
+    """How many numbers the last hidden state of a token has."""
+    text = config.get_text_config()
+    return int(getattr(text, "word_embed_proj_dim", None) or text.hidden_size)  # OPT-350m projects it
+
+
+_COUNTED_FROM_PADDING = ("roberta", "camembert", "data2vec-text", "longformer", "mpnet", "esm", "ibert", "markuplm")
+
+
+def longest_input(config: Any, tokenizer: Any) -> int | None:
+    """The most tokens that a model takes, and its rotations stay the same for; None where nobody says.
+
+    RoBERTa and its like number positions from behind the padding token's id, so that their tables hold fewer than they
+    have rows. With LongRoPE one token beyond the original window turns every token of the batch by other angles.
+    """
+    text = config.get_text_config()
+    table = getattr(text, "max_position_embeddings", None)
+    if table and any(kind in text.model_type for kind in _COUNTED_FROM_PADDING):
+        table -= (text.pad_token_id or 0) + 1
+    rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    original = None
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        original = rope.get("original_max_position_embeddings") or text.original_max_position_embeddings
+    return min(
+        (int(limit) for limit in (table, original, tokenizer.model_max_length) if limit and limit > 0), default=None
+    )
+
+
 @contextmanager
 def _loading(name: str, what: str) -> Iterator[None]:
     """Without transformers' progress bars and advice, which would mix with the job's own; any error is a UserError."""

@@ -5,22 +5,26 @@ All give the same kind of row, so that everything after them is the same.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raydpp.errors import UserError
-from raydpp.gradients.adapters import attach_adapter
+from raydpp.errors import UserError, few
+from raydpp.gradients.adapters import TargetLayer, attach_adapter
 from raydpp.gradients.batches import TokenBatches, at_least_float32, pad, to_device
 from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
-from raydpp.gradients.model import load_encoder, load_model
+from raydpp.gradients.model import hidden_width, load_encoder, load_model
 from raydpp.gradients.projection import Projection
 from raydpp.gradients.tokenization import TokenizedExample
+
+log = logging.getLogger(__name__)
 
 
 def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
@@ -87,10 +91,13 @@ class GradientExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         model = load_model(config.model, self.device, config.dtype)
-        self.model, self.target_layers = attach_adapter(model, config.adapter)
+        self.model, layers = attach_adapter(model, config.adapter)
+        if odd := _without_tensors(self.model, layers):
+            log.warning("%d layers give more than a tensor, and are left out: %s", len(odd), few(odd))
+        self.target_layers = [layer for layer in layers if layer.name not in odd]
         self.dimension = config.dimension
         shapes = {layer.name: layer.shape for layer in self.target_layers}
-        dtype = next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+        dtype = _dtype(self.model)
         product = torch.float32 if dtype == torch.float16 else dtype  # which a product of two could leave
         projection = Projection(shapes, config.dimension, config.rank, config.projection_seed, self.device, product)
         _require_causal(self.model, config.model)
@@ -120,7 +127,7 @@ class HiddenExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_model(config.model, self.device, config.dtype)
-        self.dimension = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        self.dimension = hidden_width(self.model.config)
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model)
 
@@ -140,7 +147,7 @@ class EmbeddingExtractor(Extractor):
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
         self.model = load_encoder(config.model, self.device, config.dtype)
-        self.dimension = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr, operator]
+        self.dimension = hidden_width(self.model.config)
 
     @torch.no_grad()
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
@@ -181,12 +188,41 @@ def _probe() -> TokenizedExample:
     return TokenizedExample(np.arange(8, dtype=np.int32), np.arange(8) > 0, cut=0)
 
 
+def _dtype(model: nn.Module) -> torch.dtype:
+    """That of its numbers; packed weights of quantised layers are of others."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+
+
+def _probe_ids(model: nn.Module) -> Tensor:
+    return torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+
+
+def _without_tensors(model: nn.Module, layers: Sequence[TargetLayer]) -> list[str]:
+    """The names of layers that give something else than one tensor, such as some mixtures' routers."""
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            found.append(name)
+
+    handles = [
+        layer.module.register_forward_hook(lambda _module, _inputs, output, name=layer.name: look(name, output))
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(input_ids=_probe_ids(model), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def _require_causal(model: nn.Module, name: str) -> None:
     """UserError where a token's logits depend on later tokens: padding would change every feature."""
-    ids = torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+    ids = _probe_ids(model)  # (1, 8)
+    other = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], dim=1)  # of the same shape, so that rounding is the same
     with torch.no_grad():
-        short, whole = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids[:, :4], ids))
-    if (short - whole).abs().max() > 0.05 * whole.abs().max():
+        one, two = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids, other))
+    if (one - two).abs().max() > max(1e-4, 2 * torch.finfo(_dtype(model)).eps) * one.abs().max():
         raise UserError(
             f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
             " text encoder"

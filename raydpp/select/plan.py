@@ -91,10 +91,10 @@ def search_cost(request: Request, rows: int, dimension: int, owned: int = 0, ite
         return SearchCost("auto", int(_PROCESS + features), 0.0, picks)
     if oracle == "feature-space":
         state = 40.0 * dimension**2 + features / 14
-        flop = 1.2 * rows * picks * dimension
+        flop = 2.0 * rows * picks * dimension + 25.0 * picks * dimension**2
     elif oracle == "cholesky":
         state = 4.2 * rows * picks + 4.0 * picks**2
-        flop = 0.8 * rows * picks**2 + 1.2 * picks**3 + 1.0 * rows * picks * dimension
+        flop = 0.8 * rows * picks**2 + 1.2 * picks**3 + 2.0 * rows * picks * dimension
     else:
         state = 8.0 * rows * (picks + 2 * dimension)
         flop = 4.0 * rows * picks * (dimension + picks)

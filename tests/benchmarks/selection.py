@@ -23,9 +23,11 @@ from printed import table
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import raydpp
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.oracles.choice import choose_oracle
 
 FEATURES = Path(__file__).resolve().parents[3] / "shared/features/minilm_32k.parquet"
-PARTS = ("speed", "agreement", "memory", "growth", "rate")
+PARTS = ("speed", "dimensions", "agreement", "memory", "growth", "rate")
 
 
 def load(path: Path, column: str) -> np.ndarray:
@@ -112,6 +114,32 @@ def speed(x: np.ndarray, options: argparse.Namespace) -> Any:
         f"pyversity {version('pyversity')}, cosine, k = D = {size} (its kernel has no more rank): {peer:.2f} s,"
         f" raydpp {ours:.2f} s, {peer / ours:.1f}x\n"
     )
+    return found
+
+
+def dimensions(x: np.ndarray, options: argparse.Namespace) -> Any:
+    """Seconds at large D: the features' geometry in as many dimensions, with noise, as whole numbers."""
+    random = np.random.default_rng(0)
+    x, found, rows = some_rows(x, min(len(x), options.rows or 16_000), random), [], []
+    for dimension in options.dimensions:
+        y = x @ random.standard_normal((x.shape[1], dimension), dtype=np.float32)
+        y /= np.linalg.norm(y, axis=1, keepdims=True)
+        y = 0.6 * y + 0.8 * random.standard_normal(y.shape, dtype=np.float32) / np.sqrt(dimension)
+        y /= np.linalg.norm(y, axis=1, keepdims=True)
+        stored = np.rint(y * (2 * np.sqrt(dimension))).clip(-127, 127).astype(np.int8)
+        for size in (options.sizes[0] // 4, options.sizes[0] // 2):
+            one: dict[str, Any] = {"D": dimension, "M": size, "textbook": seconds(textbook, y, size, "rbf")}
+            for kernel, oracle in (("rbf", "cholesky"), ("cosine", "cholesky"), ("cosine", "feature-space")):
+                name = f"{kernel}, {oracle}"
+                one[name] = seconds(raydpp.greedy_map, stored, size, kernel=kernel, oracle=oracle)
+            one["auto"] = choose_oracle("auto", Kernel("cosine"), len(stored), dimension, size)
+            found.append(one)
+            timed = [value for value in one.values() if isinstance(value, float)]
+            ratio = f"{timed[0] / timed[1]:.1f}x"
+            rows.append((f"{dimension:,}", f"{size:,}", *(f"{value:.1f} s" for value in timed), ratio, one["auto"]))
+    headings = ("D", "M", "textbook, rbf, float32", "rbf", "cosine, cholesky", "cosine, feature-space", "rbf: ratio")
+    print(f"N = {len(x):,}; whole numbers in int8\n")
+    table((*headings, "cosine: chosen"), rows)
     return found
 
 
@@ -253,6 +281,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     options = parser.parse_args()
     options.rows, options.sizes, options.agreement_size = None, (4000, 8000), 2000
+    options.dimensions = (1024, 4096, 8192)
     options.growth_rows, options.growth_sizes, options.most = (
         (8000, 16_000, 32_474, 250_000),
         (1000, 2000, 4000, 8000),
@@ -260,12 +289,20 @@ def main() -> None:
     )
     if options.quick:
         options.rows, options.sizes, options.agreement_size = 4000, (400, 800), 300
+        options.dimensions = (1024, 2048)
         options.growth_rows, options.growth_sizes = (1000, 2000, 8000), (200, 400)
     x = load(options.features, options.column)[: options.rows]
     name = options.features.name if options.features.exists() else f"synthetic (there is no {options.features})"
     print(f"features: {name}, {x.shape[0]:,} x {x.shape[1]}\n")
     raydpp.greedy_map(x[:2000], 200, oracle="cholesky")  # warms up
-    parts = {"speed": speed, "agreement": agreement, "memory": memory, "growth": growth, "rate": rate}
+    parts = {
+        "speed": speed,
+        "dimensions": dimensions,
+        "agreement": agreement,
+        "memory": memory,
+        "growth": growth,
+        "rate": rate,
+    }
     found: dict[str, Any] = {}
     for name in options.parts:
         print(f"### {name}\n")

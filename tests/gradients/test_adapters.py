@@ -173,6 +173,22 @@ def test_a_pattern_means_the_same_modules_for_every_kind_of_adapter(model_folder
         assert {re.sub(r"\.lora_[AB]$", "", layer.name).rsplit(".", 1)[-1] for layer in layers} == {"q_proj"}
 
 
+def test_of_a_model_that_sees_pictures_the_text_decoders_layers_are_taken() -> None:
+    import transformers
+
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 5, "num_attention_heads": 2}
+    vision |= {"image_size": 8, "patch_size": 4}
+    text = {**SMALL, "head_dim": 8, "sliding_window": 8}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    assert any("vision" in name and "q_proj" in name for name, _ in model.named_modules())
+    for adapter, count in ((Adapter(), 14), (Adapter(layers="last:1"), 7), (Adapter(targets=("q_proj",)), 2)):
+        _, layers = attach_adapter(model, adapter)
+        assert len(layers) == count
+        assert not any("vision" in layer.name for layer in layers)
+    assert {layer.name.split(".layers.")[1][0] for layer in attach_adapter(model, Adapter(layers="last:1"))[1]} == {"1"}
+
+
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,

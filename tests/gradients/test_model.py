@@ -12,11 +12,13 @@ import torch
 from raydpp.errors import UserError
 from raydpp.gradients.config import Dtype, resolve_dtype
 from raydpp.gradients.model import (
+    hidden_width,
     load_config,
     load_encoder,
     load_model,
     load_tokenizer,
     local_model,
+    longest_input,
     revision,
     vocabulary_size,
     weights_digest,
@@ -172,3 +174,55 @@ def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path: Path) -> None:
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
     encoder: Any = load_encoder(str(tmp_path), CPU)
     assert encoder(input_ids=torch.arange(8)[None]).last_hidden_state.shape == (1, 8, 16)
+
+
+class Tokenizer:
+    """Of which only this is asked; a very large number where a tokenizer knows no limit."""
+
+    def __init__(self, model_max_length: int = 10**30) -> None:
+        self.model_max_length = model_max_length
+
+
+ROPE: dict[str, Any] = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tokenizer", "longest"),
+    [
+        ("Llama", {"max_position_embeddings": 4096}, Tokenizer(), 4096),
+        ("Llama", {"max_position_embeddings": 4096}, Tokenizer(1000), 1000),
+        ("Roberta", {"max_position_embeddings": 514, "pad_token_id": 1}, Tokenizer(), 512),
+        ("XLMRoberta", {"max_position_embeddings": 514, "pad_token_id": 1}, Tokenizer(), 512),
+        ("MPNet", {"max_position_embeddings": 514, "pad_token_id": 1}, Tokenizer(), 512),
+        ("Bert", {"max_position_embeddings": 512}, Tokenizer(), 512),
+        (
+            "Phi3",
+            {
+                "hidden_size": 16,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "rope_scaling": ROPE,
+                "pad_token_id": 0,
+            },
+            Tokenizer(),
+            4096,
+        ),
+        ("XLNet", {}, Tokenizer(0), None),
+    ],
+)
+def test_the_longest_input_is_what_the_model_can_take(
+    kind: str, options: dict[str, Any], tokenizer: Any, longest: int | None
+) -> None:
+    import transformers
+
+    found = longest_input(getattr(transformers, f"{kind}Config")(**options), tokenizer)
+    assert found == longest
+
+
+def test_the_width_is_that_of_the_last_hidden_state() -> None:
+    import transformers
+
+    assert hidden_width(transformers.LlamaConfig(hidden_size=48)) == 48
+    assert hidden_width(transformers.OPTConfig(hidden_size=48, word_embed_proj_dim=16)) == 16
+    assert hidden_width(transformers.Gemma3Config(text_config={"hidden_size": 24})) == 24

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
-from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Representation
+from raydpp.gradients.config import Adapter, Dtype, ExampleFeatures, ExtractorConfig, Representation
 from raydpp.gradients.model import load_encoder, load_tokenizer
 from raydpp.gradients.representations import Extractor, load_extractor, without_prompt
 from raydpp.gradients.tokenization import TokenizedExample, tokenize_for_encoder
@@ -319,6 +319,46 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(representation: Any, tmp
     model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="not a causal language model"):
         load_extractor(ExtractorConfig(str(tmp_path), representation, dimension=16))
+
+
+@pytest.mark.parametrize("representation", ["gradient", "hidden"])
+def test_tokens_that_see_later_ones_are_found_though_they_matter_little(representation: Any, tmp_path: Path) -> None:
+    from transformers import BertGenerationConfig, BertGenerationDecoder
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    BertGenerationDecoder(BertGenerationConfig(**sizes, num_hidden_layers=2)).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="not a causal language model"):
+        load_extractor(ExtractorConfig(str(tmp_path), representation, dimension=16))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_hidden_states_of_a_model_that_projects_them_are_as_wide_as_it_says(
+    dtype: Dtype, tmp_path: Path, examples: Callable[..., list[TokenizedExample]]
+) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 24, "num_attention_heads": 2}
+    config = OPTConfig(**sizes, num_hidden_layers=2, max_position_embeddings=64, word_embed_proj_dim=8)
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    extractor = load_extractor(ExtractorConfig(str(tmp_path), "hidden", dtype=dtype))
+    assert extractor.dimension == 8
+    assert extractor(examples(9, 7)).features.shape == (2, 8)
+
+
+def test_layers_that_give_more_than_a_tensor_are_left_out_and_named(
+    tmp_path: Path, examples: Callable[..., list[TokenizedExample]], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import PhimoeConfig, PhimoeForCausalLM
+
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    config = PhimoeConfig(**sizes, num_hidden_layers=2, num_key_value_heads=1, num_local_experts=4)
+    PhimoeForCausalLM(config).save_pretrained(tmp_path)
+    extractor: Any = load_extractor(ExtractorConfig(str(tmp_path), adapter=Adapter(layers="layers"), dimension=16))
+    names = [layer.name for layer in extractor.target_layers]
+    assert len(names) == 2 * 4
+    assert all("self_attn" in name for name in names)
+    assert "2 layers give more than a tensor, and are left out" in caplog.text
+    assert extractor(examples(9, 7)).reasons == [None, None]
 
 
 @pytest.mark.parametrize("representation", ["gradient", "hidden"])

@@ -19,8 +19,9 @@ _SMALL = 100_000  # residuals updated one by one in less time than a working set
 def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, size: int) -> OracleName:
     """The oracle that ``auto`` means for a problem; any other name is returned as it is.
 
-    ``textbook`` where N M is small, ``feature-space`` for cosine with a ridge unless M is small beside D,
-    ``cholesky`` for all else.
+    ``textbook`` where N M is small, ``feature-space`` for cosine with a ridge where it costs less than ``cholesky``,
+    which takes all else. Of the operations that one has and the other has not, N M^2 and M^3 grow with the picks; 0.6
+    N M D and 8 M D^2, in float64, with the dimension (``tests/benchmarks/selection.py --parts dimensions``).
     """
     if name not in get_args(OracleName):
         raise UserError(f"there is no oracle {name!r}: use one of {', '.join(get_args(OracleName))}")
@@ -28,7 +29,8 @@ def choose_oracle(name: OracleName, kernel: Kernel, rows: int, dimension: int, s
         return name
     if rows * size <= _SMALL:
         return "textbook"
-    if kernel.name == "cosine" and (kernel.ridge or 0.0) >= MIN_RIDGE and 4 * size >= dimension:
+    has_ridge = kernel.name == "cosine" and (kernel.ridge or 0.0) >= MIN_RIDGE
+    if has_ridge and (rows + size) * size >= 0.6 * rows * dimension + 8 * dimension**2:
         return "feature-space"
     return "cholesky"
 

@@ -28,6 +28,22 @@ def test_the_oracle_goes_by_kernel_and_size(kernel: Kernel, rows: int, size: int
     assert choose_oracle("textbook", kernel, rows, 384, size) == "textbook"
 
 
+@pytest.mark.parametrize(
+    ("rows", "dimension", "size", "expected"),
+    [
+        (16_000, 1024, 250, "cholesky"),
+        (16_000, 1024, 2_000, "feature-space"),
+        (16_000, 4096, 2_000, "cholesky"),
+        (16_000, 8192, 2_000, "cholesky"),
+        (1_000_000, 8192, 2_000, "cholesky"),
+        (1_000_000, 8192, 10_000, "feature-space"),
+        (1_000_000, 512, 10_000, "feature-space"),
+    ],
+)
+def test_with_cosine_and_a_ridge_it_goes_by_the_cost(rows: int, dimension: int, size: int, expected: str) -> None:
+    assert choose_oracle("auto", Kernel("cosine"), rows, dimension, size) == expected
+
+
 @pytest.mark.parametrize("name", ["textbook", "cholesky", "feature-space"])
 def test_each_can_be_made(name: OracleName) -> None:
     oracle = make_oracle(name, UnitRows(np.eye(5)), Kernel("cosine"), 3)
