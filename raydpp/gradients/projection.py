@@ -9,7 +9,7 @@ is R (Wang et al. 2024, arXiv 2402.02318, section 3).
 Both steps preserve inner products in expectation, ``E[<p(G), p(H)>] = <G, H>``, at a scale that does not depend on
 the layer's shape. R adds a variance of about ``2 |G^T H|^2 / rows``, in which output gradients meet one another; a map
 of the outputs would add ``2 |G H^T|^2 / rows``, in which inputs meet. Inputs have a large part in common (their mean,
-massive activations), output gradients have not, so that the same rows on the outputs would err some 20 times more: the
+massive activations), output gradients have not, so that the same rows on the outputs would err several times more:
 outputs are kept whole. Spreading adds about ``1 / D``.
 """
 
