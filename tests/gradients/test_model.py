@@ -223,6 +223,6 @@ def test_the_longest_input_is_what_the_model_can_take(
 def test_the_width_is_that_of_the_last_hidden_state() -> None:
     import transformers
 
-    assert hidden_width(transformers.LlamaConfig(hidden_size=48)) == 48
-    assert hidden_width(transformers.OPTConfig(hidden_size=48, word_embed_proj_dim=16)) == 16
-    assert hidden_width(transformers.Gemma3Config(text_config={"hidden_size": 24})) == 24
+    assert hidden_width(transformers.LlamaConfig(hidden_size=48, num_attention_heads=4)) == 48
+    assert hidden_width(transformers.OPTConfig(hidden_size=48, num_attention_heads=4, word_embed_proj_dim=16)) == 16
+    assert hidden_width(transformers.Gemma3Config(text_config={"hidden_size": 24, "num_attention_heads": 4})) == 24
