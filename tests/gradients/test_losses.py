@@ -95,6 +95,29 @@ def test_what_the_losses_were_predicted_from_comes_with_them(
         torch.testing.assert_close(hidden, states, rtol=1e-9, atol=1e-12)
 
 
+class AllLogits(torch.nn.Module):
+    """A model that gives the logits of all positions, whatever it is asked for."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, logits_to_keep: Any = None, use_cache: bool = False) -> Any:
+        return self.model(input_ids=input_ids, use_cache=use_cache)
+
+
+def test_a_model_that_gives_more_logits_than_asked_for_has_the_same_losses(
+    model_folder: Build, load: Build, given: list[TokenizedExample]
+) -> None:
+    model = load(model_folder("llama"))
+    ids, response = pad(given, torch.device("cpu"))
+    assert not response[:, 1:].any(0).all()  # some positions are not asked for
+    with torch.no_grad():
+        loss, hidden = ResponseLoss(AllLogits(model))(ids, response)
+        torch.testing.assert_close(loss, plain(model, ids, response), rtol=1e-9, atol=0)
+    assert hidden is None
+
+
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]])
 def test_an_adapter_counts_on_the_head_too(
     targets: list[str], model_folder: Build, load: Build, saved_adapter: Build, given: list[TokenizedExample]
