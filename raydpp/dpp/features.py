@@ -75,10 +75,12 @@ class UnitRows:
             raise UserError(f"the features have shape {tuple(self._stored.shape)}: they must be N rows of D numbers")
         if ids is not None and len(ids) != len(self):
             raise UserError(f"there are {len(ids)} ids for {len(self)} rows: give one id for each row")
+        whole = not self._stored.is_floating_point()
         self._norms = torch.empty(len(self), dtype=torch.float64, device=self.device)  # (N,)
         for block, norms in zip(self._stored.split(_BLOCK), self._norms.split(_BLOCK), strict=True):
-            torch.linalg.vector_norm(block.to(self._floating), dim=1, dtype=torch.float64, out=norms)
-        _refuse_faults(self._norms, ids, any_norm=not self._stored.is_floating_point())
+            numbers = block.float() if whole else block
+            torch.linalg.vector_norm(numbers, dim=1, dtype=torch.float64, out=norms)
+        _refuse_faults(self._norms, ids, any_norm=whole)
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -90,11 +92,6 @@ class UnitRows:
     @property
     def device(self) -> torch.device:
         return self._stored.device
-
-    @property
-    def _floating(self) -> torch.dtype:
-        """The type of the rows, float32 where they are whole numbers."""
-        return self._stored.dtype if self._stored.is_floating_point() else torch.float32
 
     def take(self, index: Tensor | slice = slice(None), dtype: torch.dtype = torch.float64) -> Tensor:
         """Some of the rows, normalised in this type, as a new tensor: (n,) indices -> (n, D)."""

@@ -110,8 +110,7 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     """The linear layers that an adapter goes on: all but the head, or those whose names end with one of the targets."""
     linear = dict(_linear_layers(model))
     names = list(linear)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear |= {name: module for name, module in model.named_modules() if module is head}
+    linear |= {name: module for name, module in model.named_modules() if module is _head(model)}
     if adapter.targets != "all-linear":
         names = []
         for target in adapter.targets:
@@ -165,9 +164,13 @@ def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[Target
     ]
 
 
+def _head(model: nn.Module) -> nn.Module | None:
+    return getattr(model, "get_output_embeddings", lambda: None)()
+
+
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The linear layers of the model's body, by name; of one that sees pictures too, those of its text decoder."""
-    head = getattr(model, "get_output_embeddings", lambda: None)()
+    head = _head(model)
     decoder = getattr(model, "get_decoder", lambda: None)()
     start = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
     return [

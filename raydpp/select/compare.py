@@ -85,16 +85,12 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
     references = np.concatenate(tasks.get(curves))  # (seeds, m)
     records = []
     for method, picked in found.items():
-        size = len(picked.rows)
+        size, features = len(picked.rows), vectors(picked.rows[request.column])  # (m, D)
         if job.given.count:  # gains are given what is owned: log det is computed again
-            curve = log_det_curve(vectors(picked.rows[request.column]), kernel)
+            curve = log_det_curve(features, kernel)
         else:
             curve = greedy_curve(picked.selection.log_gains, size, kernel)
-        error = (
-            tasks.get(tasks.submit(projection_error, vectors(picked.rows[request.column]), kernel))
-            if job.table.projected
-            else None
-        )
+        error = tasks.get(tasks.submit(projection_error, features, kernel)) if job.table.projected else None
         distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel, error=error)
         scores = request.scores(picked.rows)
         records.append(

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from bergson_peer import bergson
-from extraction_inputs import extractor, few_examples, in_turns, rate, source_rows, tokenised, tokens_of
+from extraction_inputs import extractor, few_examples, in_turns, rate, sorted_batches, source_rows, tokenised, tokens_of
 from printed import machine, table
 from torch import Tensor, nn
 
@@ -39,7 +39,7 @@ from raydpp.demo import demo_model
 from raydpp.extract.dry_run import padding as padding_within
 from raydpp.extract.stage import extract
 from raydpp.extract.units import unit_rows
-from raydpp.gradients.batches import pad, take_batch
+from raydpp.gradients.batches import pad
 from raydpp.gradients.config import Masking
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
@@ -53,7 +53,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def bare(options: argparse.Namespace) -> Any:
     """Tokens a second beside those of forward and backward alone."""
     examples = few_examples(options)
-    batches = sorted_batches(examples, options.batch_tokens)
+    batches = [[examples[i] for i in batch] for batch in sorted_batches(examples, options.batch_tokens)]
     rows, found = [], {}
     for dtype in options.dtype:
         ours = extractor(options, dtype)
@@ -76,16 +76,6 @@ def bare(options: argparse.Namespace) -> Any:
             )
     table(("", "peer", "tokens/s", "raydpp", "share"), rows)
     return found
-
-
-def sorted_batches(examples: Sequence[TokenizedExample], budget: int) -> list[list[TokenizedExample]]:
-    """Those that the extractor makes."""
-    lengths = [len(example.ids) for example in examples]
-    waiting = sorted(range(len(examples)), key=lambda i: lengths[i])
-    batches = []
-    while waiting:
-        batches.append([examples[i] for i in take_batch(waiting, lengths, budget)])
-    return batches
 
 
 def both_passes(loss: Loss, batches: Iterable[list[TokenizedExample]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from raydpp import runs
 from raydpp.errors import RowError
 from raydpp.extract.sample import choose
+from raydpp.gradients.batches import take_batch
 from raydpp.gradients.config import Dtype, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.representations import Extractor, load_extractor
@@ -47,6 +48,16 @@ def few_examples(options: argparse.Namespace) -> list[TokenizedExample]:
     responses = sum(int(example.response.sum()) for example in examples)
     print(f"{len(examples)} examples, {tokens_of(examples):,} tokens, {responses:,} of them responses\n")
     return examples
+
+
+def sorted_batches(examples: Sequence[TokenizedExample], budget: int) -> list[list[int]]:
+    """The indices of the examples in each batch that the extractor makes."""
+    lengths = [len(example.ids) for example in examples]
+    waiting = sorted(range(len(examples)), key=lambda i: lengths[i])
+    batches = []
+    while waiting:
+        batches.append(take_batch(waiting, lengths, budget))
+    return batches
 
 
 def tokens_of(examples: Sequence[TokenizedExample]) -> int:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from extraction_inputs import tokenised, tokens_of
+from extraction_inputs import sorted_batches, tokenised, tokens_of
 from printed import machine, table
 from scipy.stats import bootstrap, pearsonr
 from tqdm import tqdm
@@ -34,7 +34,7 @@ from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.log_det import ordered_log_gains
 from raydpp.gradients.adapters import TargetLayer
-from raydpp.gradients.batches import pad, take_batch
+from raydpp.gradients.batches import pad
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for
 from raydpp.gradients.model import load_config
 from raydpp.gradients.representations import Extractor, load_extractor
@@ -60,7 +60,7 @@ def exact_cosines(extractor: Any, examples: Sequence[TokenizedExample], memory: 
     products = np.zeros((n, n))
     for group in tqdm(groups, desc="exact gradients", unit="pass"):
         whole = {layer.name: torch.zeros(n, *layer.shape) for layer in group}
-        for batch in _batches(examples, extractor.batches.budget):
+        for batch in sorted_batches(examples, extractor.batches.budget):
             handles = [_capture_whole(layer, whole[layer.name], batch) for layer in group]
             loss, _ = extractor.loss(*pad([examples[i] for i in batch], CPU))
             loss.sum().backward()
@@ -71,15 +71,6 @@ def exact_cosines(extractor: Any, examples: Sequence[TokenizedExample], memory: 
             products += (flat @ flat.T).double().numpy()
     norms = np.sqrt(np.diag(products))
     return np.asarray(products / np.outer(norms, norms))
-
-
-def _batches(examples: Sequence[TokenizedExample], budget: int) -> list[list[int]]:
-    lengths = [len(example.ids) for example in examples]
-    waiting = sorted(range(len(examples)), key=lambda i: lengths[i])
-    batches = []
-    while waiting:
-        batches.append(take_batch(waiting, lengths, budget))
-    return batches
 
 
 def _capture_whole(layer: TargetLayer, into: torch.Tensor, batch: list[int]) -> Any:
