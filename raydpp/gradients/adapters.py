@@ -11,6 +11,7 @@ Both kinds become a list of target layers: linear layers with a name and the sha
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from raydpp.errors import UserError
 from raydpp.gradients.config import Adapter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[
 
 
 _LEAST_SEEN = 0.75  # of the weights of a model's blocks, where nobody has named the layers
+_NEARLY_ALL_SEEN = 0.99  # below, the share is said
 
 
 def _require_most_weights(model: nn.Module, adapter: Adapter) -> None:
@@ -62,14 +66,24 @@ def _require_most_weights(model: nn.Module, adapter: Adapter) -> None:
     if adapter.targets != "all-linear" or (adapter.layers != "all" and _last_blocks(adapter.layers) is None):
         return
     linear = sum(math.prod(_weight_shape(module)) for _, module in _linear_layers(model))
-    stacks = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.ndim > 2}
+    start = _decoder_prefix(model)
+    stacks = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 2 and name.startswith(start)
+    }
     seen = linear / max(1, linear + sum(stacks.values()))
+    if seen >= _NEARLY_ALL_SEEN or not stacks:
+        return
+    said = (
+        f"{seen:.0%} of the weights of this model's blocks are in linear layers, and only the gradients of these"
+        f" are captured; others, such as {next(iter(stacks))}, are stacks of matrices (fused experts)"
+    )
     if seen < _LEAST_SEEN:
         raise UserError(
-            f"{seen:.0%} of the weights of this model's blocks are in linear layers, and only the gradients of these"
-            f" are captured; others, such as {next(iter(stacks))}, are stacks of matrices (fused experts). Where a part"
-            " will do, name it: --layers self_attn, or another regular expression of module names"
+            f"{said}. Where a part will do, name it: --layers self_attn, or another regular expression of module names"
         )
+    log.warning("%s", said)
 
 
 def choose_layers(names: Iterable[str], layers: str) -> list[str]:
@@ -168,11 +182,17 @@ def _head(model: nn.Module) -> nn.Module | None:
     return getattr(model, "get_output_embeddings", lambda: None)()
 
 
+def _decoder_prefix(model: nn.Module) -> str:
+    """What the names of the text decoder's parts begin with; nothing where the whole model is one."""
+    decoder = getattr(model, "get_decoder", lambda: None)()
+    if decoder is _head(model):  # some name their head so
+        return ""
+    return next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+
+
 def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The linear layers of the model's body, by name; of one that sees pictures too, those of its text decoder."""
-    head = _head(model)
-    decoder = getattr(model, "get_decoder", lambda: None)()
-    start = next((f"{name}." for name, module in model.named_modules() if name and module is decoder), "")
+    head, start = _head(model), _decoder_prefix(model)
     return [
         (name, module)
         for name, module in model.named_modules()

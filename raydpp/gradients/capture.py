@@ -33,7 +33,6 @@ class GradientCapture:
         self._projection = projection
         self._dtype = dtype
         self._total: Tensor | None = None  # (n, D)
-        self.reached: set[str] = set()  # names of the layers whose gradients have come
 
     @contextmanager
     def __call__(self, examples: int) -> Iterator[None]:
@@ -68,7 +67,6 @@ class GradientCapture:
                 if self._total is None:
                     shape = (examples, self._projection.dimension)
                     self._total = torch.zeros(shape, dtype=self._dtype, device=reduced.device)
-                self.reached.add(layer.name)
                 gradient = gradient.reshape(examples, reduced.shape[1], -1)  # (n, s, outputs)
                 self._projection.add_layer(self._total, layer.name, reduced, gradient)
 

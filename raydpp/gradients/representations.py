@@ -6,8 +6,9 @@ All give the same kind of row, so that everything after them is the same.
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,23 +93,18 @@ class GradientExtractor(Extractor):
         super().__init__(config, device)
         model = load_model(config.model, self.device, config.dtype)
         self.model, layers = attach_adapter(model, config.adapter)
-        if odd := _without_tensors(self.model, layers):
-            log.warning("%d layers give more than a tensor, and are left out: %s", len(odd), few(odd))
-        self.target_layers = [layer for layer in layers if layer.name not in odd]
+        self.target_layers = _capturable(self.model, layers, config.model)
         self.dimension = config.dimension
         shapes = {layer.name: layer.shape for layer in self.target_layers}
         dtype = _dtype(self.model)
         product = torch.float32 if dtype == torch.float16 else dtype  # which a product of two could leave
-        projection = Projection(shapes, config.dimension, config.rank, config.projection_seed, self.device, product)
+        self.projection = Projection(
+            shapes, config.dimension, config.rank, config.projection_seed, self.device, product
+        )
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])
-        self._capture = GradientCapture(self.target_layers, projection, torch.promote_types(dtype, torch.float32))
+        self._capture = GradientCapture(self.target_layers, self.projection, torch.promote_types(dtype, torch.float32))
         self.one_batch([_probe()])
-        if missed := [layer.name for layer in self.target_layers if layer.name not in self._capture.reached]:
-            raise UserError(
-                f"{config.model!r} computes {missed[0]} without calling it as a layer, so that its gradient cannot be"
-                " captured: leave it out with --layers or --lora-targets"
-            )
 
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
         ids, response = pad(examples, self.device)
@@ -197,33 +193,55 @@ def _probe_ids(model: nn.Module) -> Tensor:
     return torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
 
 
-def _without_tensors(model: nn.Module, layers: Sequence[TargetLayer]) -> list[str]:
-    """The names of layers that give something else than one tensor, such as some mixtures' routers."""
-    found: list[str] = []
+_MOST_MISSED = 0.25  # of the target layers' weights, that may be left out with a word
 
-    def look(name: str, output: Any) -> None:
-        if not isinstance(output, Tensor):
-            found.append(name)
 
-    handles = [
-        layer.module.register_forward_hook(lambda _module, _inputs, output, name=layer.name: look(name, output))
-        for layer in layers
-    ]
+def _capturable(model: nn.Module, layers: Sequence[TargetLayer], name: str) -> list[TargetLayer]:
+    """The layers that are called and give one tensor: all but, say, some mixtures' routers and state-space steps.
+
+    UserError where much of the model would be left out.
+    """
+    given: dict[str, Any] = {}  # by name, what a layer that is called gives
+
+    def look(layer: TargetLayer) -> Callable[..., None]:
+        return lambda _module, _inputs, output: given.update({layer.name: output})
+
+    handles = [layer.module.register_forward_hook(look(layer)) for layer in layers]
     with torch.no_grad():
         model(input_ids=_probe_ids(model), use_cache=False)
     for handle in handles:
         handle.remove()
-    return found
+    kept = [layer for layer in layers if isinstance(given.get(layer.name), Tensor)]
+    if left_out := [layer for layer in layers if layer not in kept]:
+        names = few([layer.name for layer in left_out])
+        if _weights(left_out) > _MOST_MISSED * _weights(layers):
+            raise UserError(
+                f"{name!r} computes {names} without calling them as layers that give a tensor, so that their gradients"
+                " cannot be captured: leave them out with --layers or --lora-targets"
+            )
+        log.warning("%d layers are not called as layers that give a tensor, and are left out: %s", len(left_out), names)
+    return kept
+
+
+def _weights(layers: Sequence[TargetLayer]) -> int:
+    return sum(math.prod(layer.shape) for layer in layers)
 
 
 def _require_causal(model: nn.Module, name: str) -> None:
-    """UserError where a token's logits depend on later tokens: padding would change every feature."""
+    """UserError where a token's logits depend on later tokens, or on how many there are: padding would change them."""
     ids = _probe_ids(model)  # (1, 8)
     other = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], dim=1)  # of the same shape, so that rounding is the same
     with torch.no_grad():
-        one, two = (model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids, other))
-    if (one - two).abs().max() > max(1e-4, 2 * torch.finfo(_dtype(model)).eps) * one.abs().max():
+        one, two, alone = (
+            model(input_ids=some, use_cache=False).logits[0, :4].float() for some in (ids, other, ids[:, :4])
+        )
+    scale, eps = one.abs().max(), torch.finfo(_dtype(model)).eps
+    if (one - two).abs().max() > max(1e-4, 2 * eps) * scale:
         raise UserError(
             f"{name!r} is not a causal language model: its tokens see later ones. Use --representation embedding for a"
             " text encoder"
+        )
+    if (one - alone).abs().max() > max(1e-2, 8 * eps) * scale:
+        raise UserError(
+            f"{name!r} gives a token other logits where more tokens follow, so that padding would change them"
         )

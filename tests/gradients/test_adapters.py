@@ -221,6 +221,33 @@ def test_a_mixture_of_fused_experts_does_not_pass_for_what_is_beside_them(family
     assert all("self_attn" in layer.name for layer in chosen)
 
 
+@pytest.mark.parametrize(("experts", "said"), [(4, r"^\d+% .*experts"), (0, "")])
+def test_a_small_part_that_is_not_seen_is_said(experts: int, said: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = torch.nn.Module()
+    model.linear = torch.nn.Linear(8, 60)
+    model.experts = torch.nn.Parameter(torch.zeros(experts, 4, 4))
+    attach_adapter(model, Adapter())
+    assert [bool(re.search(said, record.message)) for record in caplog.records] == ([True] if said else [])
+
+
+def test_a_model_that_calls_its_head_a_decoder_has_all_of_its_layers(tmp_path: Path) -> None:
+    from transformers import ModernBertDecoderConfig, ModernBertDecoderForCausalLM
+
+    marks: dict[str, Any] = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+    }
+    sizes = {name: size for name, size in SMALL.items() if name != "num_key_value_heads"}
+    model = ModernBertDecoderForCausalLM(ModernBertDecoderConfig(**sizes, **marks))
+    _, layers = attach_adapter(model, Adapter())
+    assert {layer.name for layer in layers} == {
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "decoder"
+    }
+
+
 class Packed(torch.nn.Linear):
     """A linear layer whose weight is kept as bytes, four numbers in a row, as 4-bit quantisation does."""
 

@@ -118,6 +118,26 @@ def test_a_model_that_gives_more_logits_than_asked_for_has_the_same_losses(
     assert hidden is None
 
 
+class ScaledHead(torch.nn.Linear):
+    """A head that does more than its weight, though model and parts agree."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return 3 * super().forward(hidden)
+
+
+def test_a_head_that_does_more_than_its_weight_is_called(
+    model_folder: Build, load: Build, given: list[TokenizedExample]
+) -> None:
+    model = load(model_folder("llama"))
+    head = ScaledHead(model.lm_head.in_features, model.lm_head.out_features, bias=False, dtype=torch.float64)
+    head.weight = model.lm_head.weight
+    model.lm_head = head
+    ids, response = pad(given, torch.device("cpu"))
+    with torch.no_grad():
+        loss, _ = ResponseLoss(model)(ids, response)
+        torch.testing.assert_close(loss, plain(model, ids, response), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"]])
 def test_an_adapter_counts_on_the_head_too(
     targets: list[str], model_folder: Build, load: Build, saved_adapter: Build, given: list[TokenizedExample]

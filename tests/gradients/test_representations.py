@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,23 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(representation: Any, tmp
         load_extractor(ExtractorConfig(str(tmp_path), representation, dimension=16))
 
 
+def test_a_model_whose_logits_depend_on_how_many_tokens_there_are_is_refused(
+    model_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaModel
+
+    plain = LlamaModel.forward
+
+    def stretched(self: Any, input_ids: Tensor, **options: Any) -> Any:
+        output: Any = plain(self, input_ids, **options)
+        output.last_hidden_state = output.last_hidden_state * input_ids.shape[1]
+        return output
+
+    monkeypatch.setattr(LlamaModel, "forward", stretched)
+    with pytest.raises(UserError, match="other logits where more tokens follow"):
+        load_extractor(ExtractorConfig(model_folder("llama"), dimension=16))
+
+
 @pytest.mark.parametrize("representation", ["gradient", "hidden"])
 def test_tokens_that_see_later_ones_are_found_though_they_matter_little(representation: Any, tmp_path: Path) -> None:
     from transformers import BertGenerationConfig, BertGenerationDecoder
@@ -357,8 +375,24 @@ def test_layers_that_give_more_than_a_tensor_are_left_out_and_named(
     names = [layer.name for layer in extractor.target_layers]
     assert len(names) == 2 * 4
     assert all("self_attn" in name for name in names)
-    assert "2 layers give more than a tensor, and are left out" in caplog.text
+    assert "2 layers are not called as layers that give a tensor, and are left out" in caplog.text
     assert extractor(examples(9, 7)).reasons == [None, None]
+
+
+def test_few_layers_that_are_computed_without_being_called_are_left_out_and_named(
+    tmp_path: Path, examples: Callable[..., list[TokenizedExample]], caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2)).save_pretrained(tmp_path)
+    config = ExtractorConfig(str(tmp_path), dimension=16)
+    extractor: Any = load_extractor(config)
+    names = {layer.name.rpartition(".")[2] for layer in extractor.target_layers}
+    assert names == {"in_proj", "x_proj", "out_proj"}
+    assert "2 layers are not called as layers that give a tensor, and are left out" in caplog.text
+    assert extractor(examples(9, 7)).reasons == [None, None]
+    with pytest.raises(UserError, match=r"computes .*dt_proj.* without calling .*--layers"):
+        load_extractor(replace(config, adapter=Adapter(layers="dt_proj")))
 
 
 @pytest.mark.parametrize("representation", ["gradient", "hidden"])
