@@ -6,6 +6,7 @@ A stage's output folder holds its table in a folder of plain Parquet files, ``re
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -388,6 +389,43 @@ def open_table(url: str, column: str) -> GradientTable:
     if not parts:
         raise UserError(f"{url} has no rows")
     return GradientTable(last_name(url), tuple(parts), column, _kind_of(parts, column), fingerprint, corpus, identity)
+
+
+def table_or_ids(url: str, column: str) -> GradientTable | list[str]:
+    """What people name examples by: the folder of a run, or Parquet with features or without, or a file of ids.
+
+    A file of ids holds one a line, or JSON lines with an ``id``.
+    """
+    folder, name = Folder.holding(url)
+    if Folder.at(url).names() is not None:
+        return open_table(url, column)
+    if is_parquet(name):
+        parts = parquet_at(url)
+        return open_table(url, column) if column in parts[0].columns else ids_of(parts)
+    text = folder.read_text(name)
+    if text is None:
+        raise UserError(f"there is no file or folder {url}: give a run's folder, a Parquet file or a file of ids")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if url.endswith((".jsonl", ".ndjson")):
+        try:
+            return [str(json.loads(line)["id"]) for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{url} is not JSON lines with an id in each: {error!r}") from error
+    return lines
+
+
+def ids_named(urls: Sequence[str], column: str) -> list[str]:
+    """The ids that ``table_or_ids`` finds at some URLs, each once, ascending."""
+    ids = set[str]()
+    for url in urls:
+        found = table_or_ids(url, column)
+        ids.update(ids_of(found.parts) if isinstance(found, GradientTable) else found)
+    return sorted(ids)
+
+
+def ids_of(parts: Sequence[Part]) -> list[str]:
+    """The ids in some files, in their order."""
+    return list(read_columns(parts, ["id"])["id"].to_pylist())
 
 
 def _holds_parquet(url: str, folder: Folder) -> bool:

@@ -6,6 +6,8 @@ The corpus is in the order of its ids, which are hashes: the smallest ids are a 
 from __future__ import annotations
 
 import functools
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,14 +27,18 @@ class Sample:
         parts: The files that hold them.
         rows: How many they are.
         last_ids: For every source that takes part the largest id that does (None: all of them); None: every row.
+        only: Where given, no other ids take part.
     """
 
     parts: tuple[Part, ...]
     rows: int
     last_ids: Mapping[str, str | None] | None = None
+    only: pa.Array | None = None
 
     def filter(self, table: pa.Table) -> pa.Table:
         """The rows of a part of the corpus (columns id and source among them) that belong to the sample."""
+        if self.only is not None:
+            table = table.filter(pc.is_in(table["id"], self.only))
         if self.last_ids is None:
             return table
         wanted = []
@@ -48,13 +54,15 @@ def choose(
     sources: Sequence[str] | None = None,
     limit: int | None = None,
     per_source: int | None = None,
+    only: Sequence[str] | None = None,
 ) -> Sample:
     """The sample that the options of extract mean: the smallest ids, first of each source and then of all.
 
-    Reads ids and sources of no more files than it needs; ``counts`` are the rows of every source of the corpus.
+    Reads ids and sources of no more files than it needs; ``counts`` are the rows of every source of the corpus. Where
+    ``only`` is given, other ids do not take part; those of them that the corpus does not have are ignored.
 
     Raises:
-        UserError: A source that the corpus does not have, or a limit below 1.
+        UserError: A source that the corpus does not have, a limit below 1, or ids of which the corpus has none.
     """
     if unknown := sorted(set(sources or ()) - counts.keys()):
         raise UserError(f"there is no source {unknown[0]!r} in {corpus}; it has {', '.join(sorted(counts))}")
@@ -62,21 +70,31 @@ def choose(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least one conversation is needed")
     parts = tuple(parquet_parts(corpus.below("corpus")))
+    listed = None
+    if only is not None:
+        listed = pa.array(sorted(set(only)), pa.string())
+        held = {part: read_columns([part], ["id", "source"]) for part in parts}
+        held = {part: rows for part, table in held.items() if len(rows := table.filter(pc.is_in(table["id"], listed)))}
+        if not held:
+            raise UserError(f"none of the {len(listed):,} ids of --only is in {corpus}: name ids of this corpus")
+        parts, counts = tuple(held), Counter(itertools.chain(*(rows["source"].to_pylist() for rows in held.values())))
     wanted = {source: min(counts[source], per_source or counts[source]) for source in sources or sorted(counts)}
     total = sum(wanted.values())
+    if only is not None and not total:
+        raise UserError(f"the ids of --only are of other sources: {', '.join(sorted(counts))}")
     most = min(total, limit or total)
     if most == sum(counts[source] for source in wanted):
-        return Sample(parts, total, None if sources is None else dict.fromkeys(wanted))
+        return Sample(parts, total, None if sources is None else dict.fromkeys(wanted), listed)
 
     taken: dict[str, list[str]] = {source: [] for source in wanted}
     used: list[Part] = []
     for part in parts:  # in the order of ids
         used.append(part)
-        rows = read_columns([part], ["id", "source"]).sort_by("id")
+        rows = Sample(parts, total, None, listed).filter(read_columns([part], ["id", "source"])).sort_by("id")
         for identity, source in zip(rows["id"].to_pylist(), rows["source"].to_pylist(), strict=True):
             if source in taken and len(taken[source]) < wanted[source]:
                 taken[source].append(identity)
         if sum(map(len, taken.values())) >= most:
             break
     ordered = sorted((identity, source) for source, ids in taken.items() for identity in ids)[:most]
-    return Sample(tuple(used), most, {source: identity for identity, source in ordered})  # the last one stays
+    return Sample(tuple(used), most, {source: identity for identity, source in ordered}, listed)  # the last one stays

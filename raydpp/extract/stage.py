@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -17,7 +18,7 @@ from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
-from raydpp.tables import GRADIENTS, GradientTable, gradient_schema, parquet_parts
+from raydpp.tables import GRADIENTS, GradientTable, gradient_schema, ids_named, parquet_parts
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ def extract(
     sources: list[str] | None = None,
     limit: int | None = None,
     per_source: int | None = None,
+    only: list[str] | None = None,
     representation: Literal["gradient", "hidden", "embedding"] = "gradient",
     dimension: int = 8192,
     seed: int = 0,
@@ -63,6 +65,9 @@ def extract(
         limit: Only this many conversations: those with the smallest ids, which is a uniform sample and always the
             same one; default all.
         per_source: Only this many conversations of each source, those with the smallest ids; default all.
+        only: Only these conversations: output folders of raydpp select, cut or extract, Parquet files, or files of
+            ids. A cheap representation's selection of several times the budget makes a shortlist, so that gradients
+            are taken of few.
         max_length: The most tokens of one conversation, or the model's window where that is shorter. Longer ones lose
             the start of their prompt first, but never the last quarter of this length before the response.
         end_of_turn: Whether the token that ends an assistant turn counts as a response token, as in fine-tuning.
@@ -102,8 +107,8 @@ def extract(
         rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
             the corpus and of a batch, 16 to 4096.
     """
-    given = [corpus, out, *(name for name in (model, adapter) if os.path.exists(name))]
-    corpus, out = absolute(corpus), absolute(out)
+    given = [corpus, out, *(only or []), *(name for name in (model, adapter) if os.path.exists(name))]
+    corpus, out, only = absolute(corpus), absolute(out), [absolute(url) for url in only] if only else None
     model, adapter = (absolute(name) if name in given else name for name in (model, adapter))
     config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
     if max_length < 8:
@@ -125,7 +130,8 @@ def extract(
     stored_as = store_as or ("int8" if representation == "gradient" else "float16")
     source = Folder.at(corpus)
     corpus_record = runs.load_finished(["ingest"], source)
-    chosen = choose(source, corpus_record["counts"]["sources"], sources, limit, per_source)
+    shortlist = None if only is None else ids_named(only, "gradient")
+    chosen = choose(source, corpus_record["counts"]["sources"], sources, limit, per_source, shortlist)
     targets: Any = tuple(lora_targets) if lora_targets else "all-linear"
     extractor = ExtractorConfig(
         model,
@@ -146,7 +152,12 @@ def extract(
         extractor = replace(extractor, rank=lora_rank or rank_for(hidden_width(settings)))
         longest = min(max_length, longest_input(settings, load_tokenizer(model)) or max_length)
         return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
-    run = runs.resume("extract", config, [{"corpus": runs.identity(corpus_record)}], free=["corpus"])
+    if shortlist and not (sources or limit or per_source) and chosen.rows < len(shortlist):
+        log.warning("extract: %d of the ids of --only are not in %s", len(shortlist) - chosen.rows, corpus)
+    inputs: dict[str, Any] = {"corpus": runs.identity(corpus_record)}
+    if shortlist is not None:
+        inputs["only"] = hashlib.blake2b("\n".join(shortlist).encode(), digest_size=16).hexdigest()
+    run = runs.resume("extract", config, [inputs], free=["corpus", "only"])
     if run.done:
         return run.done
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded

@@ -23,13 +23,12 @@ from raydpp.tables import (
     GradientTable,
     Part,
     concatenated,
-    is_parquet,
-    open_table,
-    parquet_at,
+    ids_named,
     partition_count,
     partition_files,
     read_columns,
     same_fingerprint,
+    table_or_ids,
     vectors,
     with_vectors,
 )
@@ -96,26 +95,23 @@ def find_owned(tasks: Here, owned: Sequence[str], exclude: Sequence[str], table:
     """
     tables, ids = [], set[str]()
     for url in owned:
-        found = _table_or_ids(url, table.column)
+        found = table_or_ids(url, table.column)
         if isinstance(found, GradientTable):
             tables.append(found)
         else:
             ids.update(found)
     same_fingerprint([table, *tables])
-    blocked = set[str]()
-    for url in exclude:
-        listed = _table_or_ids(url, table.column)
-        blocked.update(_ids_of(listed.parts) if isinstance(listed, GradientTable) else listed)
+    blocked = ids_named(exclude, table.column)
     if exclude:
-        known = tasks.get(tasks.submit(_count_ids, table, sorted(blocked)))
+        known = tasks.get(tasks.submit(_count_ids, table, blocked))
         if known < len(blocked):
             few = "none" if not known else f"{known:,}"
             log.warning("select: %s of the %s ids to exclude are in %s", few, f"{len(blocked):,}", table.name)
     if not owned:
-        return Owned(None, 0, pa.array(sorted(blocked), pa.string()))
+        return Owned(None, 0, pa.array(blocked, pa.string()))
     features, facts = tasks.submit(_owned_features, table, tables, sorted(ids), returns=2)
     known, unknown, count = tasks.get(facts)
-    return Owned(features, count, pa.array(sorted(blocked | ids | set(known)), pa.string()), unknown)
+    return Owned(features, count, pa.array(sorted({*blocked, *ids, *known}), pa.string()), unknown)
 
 
 def check_tokens(tasks: Here, table: GradientTable, cost: str, tokens: int, excluded: pa.Array) -> None:
@@ -143,29 +139,6 @@ def source_counts(table: GradientTable) -> dict[str, int]:
         for entry in read_columns([part], ["source"])["source"].value_counts().to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return counts
-
-
-def _table_or_ids(url: str, column: str) -> GradientTable | list[str]:
-    folder, name = Folder.holding(url)
-    if Folder.at(url).names() is not None:
-        return open_table(url, column)
-    if is_parquet(name):
-        parts = parquet_at(url)
-        return open_table(url, column) if column in parts[0].columns else _ids_of(parts)
-    text = folder.read_text(name)
-    if text is None:
-        raise UserError(f"there is no file or folder {url}: give a run's folder, a Parquet file or a file of ids")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if url.endswith((".jsonl", ".ndjson")):
-        try:
-            return [str(json.loads(line)["id"]) for line in lines]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{url} is not JSON lines with an id in each: {error!r}") from error
-    return lines
-
-
-def _ids_of(parts: Sequence[Part]) -> list[str]:
-    return list(read_columns(parts, ["id"])["id"].to_pylist())
 
 
 def _owned_features(

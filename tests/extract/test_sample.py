@@ -58,3 +58,21 @@ def test_mistakes_are_refused(folder: Folder) -> None:
         choose(folder, COUNTS, limit=0)
     with pytest.raises(UserError, match="per-source -1"):
         choose(folder, COUNTS, per_source=-1)
+
+
+def test_a_shortlist_takes_its_ids_alone_and_no_other_files(folder: Folder) -> None:
+    listed = ["31", "07", "33", "nowhere", "12", "07"]
+    sample = choose(folder, COUNTS, only=listed)
+    assert ids(sample) == ["07", "12", "31", "33"]
+    assert len(sample.parts) == 3
+    assert ids(choose(folder, COUNTS, ["b"], only=listed)) == ["07", "31"]
+    assert ids(choose(folder, COUNTS, limit=3, only=listed)) == ["07", "12", "31"]
+    assert ids(choose(folder, COUNTS, per_source=1, only=listed)) == ["07", "12"]
+
+
+def test_a_shortlist_of_which_nothing_is_there_is_refused(folder: Folder) -> None:
+    for listed in ([], ["nowhere", "else"]):
+        with pytest.raises(UserError, match=f"none of the {len(listed)} ids of --only is in"):
+            choose(folder, COUNTS, only=listed)
+    with pytest.raises(UserError, match="--only are of other sources: a"):
+        choose(folder, COUNTS, ["b"], only=["00"])

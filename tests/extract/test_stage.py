@@ -15,6 +15,7 @@ from raydpp.dpp.features import unit_rows
 from raydpp.errors import UserError
 from raydpp.extract import workers
 from raydpp.extract.stage import cuts_expected, extract
+from raydpp.select.stage import select
 from raydpp.tables import STEP, gradient_schema, vectors
 from tests.faults import faulty, refusing
 
@@ -138,6 +139,26 @@ def test_a_corpus_that_grew_costs_only_its_new_conversations(
         extract(corpus, str(out), tiny_model, dimension=32)
     with pytest.raises(UserError, match="its seed was 0 and now is 1"):
         extract(corpus, str(out), tiny_model, dimension=16, seed=1)
+
+
+def test_a_shortlist_costs_only_its_conversations(
+    corpus: str, table: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.setattr(workers, "FeatureActor", faulty(tmp_path / "log"))
+    shortlist = select(table, str(tmp_path / "shortlist"), size=6).out
+    listed = pq.read_table(Path(shortlist) / "selection")["id"].to_pylist()
+    more = tmp_path / "more.txt"
+    more.write_text("nowhere\n" + listed[0])
+    options: dict[str, Any] = {"dimension": 16, "only": [shortlist, str(more)]}
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, **options)
+    assert sorted(pq.read_table(Path(run.out) / "gradients")["id"].to_pylist()) == sorted(listed)
+    assert run.record["counts"]["in"] == 6
+    assert "1 of the ids of --only are not in" in caplog.text
+    assert extract(corpus, run.out, tiny_model, **options).repeated
+    everything = pq.read_table(Path(corpus) / "corpus")["id"].to_pylist()
+    more.write_text("\n".join(sorted(set(everything) - set(listed))[:2]))  # the shortlist grows
+    run = extract(corpus, run.out, tiny_model, **options)
+    assert (run.record["counts"]["rows"], run.record["timings"]["rows"]) == (8, 2)
 
 
 def part_of_corpus(corpus: str, out: Path, rows: int) -> str:
