@@ -6,6 +6,7 @@ CORPUS is the output folder of ``raydpp ingest``. The parts:
   weight's gradient; the loss is autograd's, or the extractor's own;
 - bergson: against ``bergson build`` with a projection to 16 x 16 of every layer, on the same rows and token budget;
 - ray: the extract stage, against a loop over the same batches in one process;
+- cheap: few layers and hidden states, against the default;
 - padding: sorted batches against batches in the order of the corpus.
 
 bergson lives in an environment of its own, whose interpreter --bergson names. Where a .pth file in its site-packages
@@ -22,6 +23,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,10 @@ from raydpp.extract.dry_run import padding as padding_within
 from raydpp.extract.stage import extract
 from raydpp.extract.units import unit_rows
 from raydpp.gradients.batches import pad
-from raydpp.gradients.config import Masking
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
+from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.tables import GRADIENTS
 
@@ -130,6 +133,25 @@ def through_ray(options: argparse.Namespace) -> Any:
     return found
 
 
+def cheap(options: argparse.Namespace) -> Any:
+    """Tokens a second of representations that a shortlist can be made by."""
+    examples = few_examples(options)
+    default = ExtractorConfig(options.model, dtype=options.dtype[0], batch_tokens=options.batch_tokens)
+    last = {f"last:{n}": replace(default, adapter=Adapter(layers=f"last:{n}")) for n in (1, 2, 4, 8, 15)}
+    configs = {"default": default, **last, "hidden": replace(default, representation="hidden")}
+    loaded = {name: load_extractor(config) for name, config in configs.items()}
+    timed = {name: partial(rate, tokens_of(examples), one, examples) for name, one in loaded.items()}
+    rates = in_turns(timed, options.rounds)
+    table(
+        ("", "tokens/s", "of the default"),
+        [
+            (name, f"{np.median(values):.0f}", f"{np.median(values / rates['default']):.2f}x")
+            for name, values in rates.items()
+        ],
+    )
+    return {name: values.tolist() for name, values in rates.items()}
+
+
 _BUDGETS = (512, 16_384)  # of a batch, as on a CPU and on a GPU
 
 
@@ -164,6 +186,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "bare": bare,
     "bergson": bergson,
     "ray": through_ray,
+    "cheap": cheap,
     "padding": padding,
 }
 
