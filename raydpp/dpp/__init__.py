@@ -11,7 +11,7 @@ from typing import Literal
 
 KernelName = Literal["rbf", "cosine"]
 OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
-BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "dedup"]
+BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "facility-location", "dedup"]
 
 Progress = Callable[[int, float], None]
 """Called after each pick with the number of picks and the pick's log gain."""

@@ -23,7 +23,11 @@ from raydpp.errors import UserError, checked_seed
 SAME = 1e-6
 """Unit rows nearer to each other than this are copies to k-center."""
 
+MOST_COVERED = 20_000
+"""Facility location holds the similarities of so many rows with one another: 1.6 GB of float32."""
+
 _BLOCK = 1024  # rows compared together
+_POOL = 64  # candidates brought up to date together
 
 
 def baseline(
@@ -56,7 +60,9 @@ def baseline(
     Args:
         method: ``random``, uniform; ``quality``, the best first; ``length``, the longest first; ``k-center``, the
             row farthest from all picks (Gonzalez 1985; as a core-set, Sener & Savarese 2018, arXiv 1708.00489);
-            ``k-means``, the medoids of ``size`` clusters, the largest cluster's first; ``dedup``, semantic
+            ``k-means``, the medoids of ``size`` clusters, the largest cluster's first; ``facility-location``, greedy
+            for the sum over all rows of the cosine with the nearest pick, or 0 (Lin & Bilmes 2011, "A class of
+            submodular functions for document summarization"), of at most 20,000 rows; ``dedup``, semantic
             de-duplication (Abbas et al. 2023, arXiv 2303.09540): rows in a random order (the best first if there is
             quality), but those as near to a pick as ``threshold``.
         features: (N, D) rows of unit norm.
@@ -171,6 +177,45 @@ def _k_means(task: _Task) -> np.ndarray:
     return allowed[nearest[first[largest]]]  # the medoids
 
 
+def _facility_location(task: _Task) -> Iterator[int]:
+    count, state = len(task.order), task.state
+    if count > MOST_COVERED:
+        raise UserError(
+            f"facility location holds {count:,} x {count:,} numbers: give at most {MOST_COVERED:,} rows, or another"
+            " method"
+        )
+    features = task.rows.take(dtype=torch.float32)  # (N, D)
+    similarity = (features @ features.T).clamp_(min=0)  # (N, N)
+    similarity.masked_fill_(similarity > 1 - SAME, 1.0)  # copies are as near as the row itself
+    covered = torch.zeros(count, 1, device=features.device)  # (N, 1): of each row, with the nearest pick
+
+    def gains(rows: np.ndarray) -> np.ndarray:
+        index = torch.from_numpy(rows).to(features.device)
+        more = similarity.index_select(1, index).sub_(covered).clamp_(min=0)  # (N, n)
+        return more.sum(0, dtype=torch.float64).numpy(force=True)
+
+    bounds = np.concatenate([gains(rows) for rows in np.split(np.arange(count), range(_BLOCK, count, _BLOCK))])
+    while not state.full:
+        # Gains only fall (Minoux 1978): those that were exact once bound what they are now.
+        bounds[~state.eligible] = -np.inf
+        stale = state.eligible.copy()
+        if not stale.any():
+            task.why = state.why_nothing()
+            return
+        best = -np.inf
+        while (rows := np.flatnonzero(stale & (bounds >= best - SAME))).size:
+            rows = rows[np.argsort(-bounds[rows], kind="stable")[:_POOL]]
+            bounds[rows], stale[rows] = gains(rows), False
+            best = max(best, bounds[rows].max())
+        if best <= SAME * count:
+            task.why = "all that is left are copies of picks"
+            return
+        tied = np.flatnonzero(~stale & (bounds >= best - SAME))
+        pick = int(tied[task.order[tied].argmin()])
+        torch.maximum(covered, similarity[:, pick, None], out=covered)
+        yield pick
+
+
 def _dedup(task: _Task) -> Iterator[int]:
     order = _random(task) if task.scores is None else _best(task)
     kept = torch.empty(0, task.rows.dimension, dtype=torch.float64, device=task.rows.device)  # (k, D)
@@ -198,5 +243,6 @@ _METHODS: dict[str, Callable[[_Task], Iterable[int]]] = {
     "length": _best,
     "k-center": _k_center,
     "k-means": _k_means,
+    "facility-location": _facility_location,
     "dedup": _dedup,
 }

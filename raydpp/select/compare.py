@@ -18,7 +18,7 @@ from raydpp.diversity.distance import (
     reference_curves,
 )
 from raydpp.dpp import BaselineName
-from raydpp.dpp.baselines import pick
+from raydpp.dpp.baselines import MOST_COVERED, pick
 from raydpp.dpp.budget import Budget
 from raydpp.errors import UserError
 from raydpp.progress import progress_bar, reporter
@@ -93,6 +93,7 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
         error = tasks.get(tasks.submit(projection_error, features, kernel)) if job.table.projected else None
         distance = distance_from_curves(curve[None], references[:, :size], subset="greedy", kernel=kernel, error=error)
         scores = request.scores(picked.rows)
+        costs = numbers(picked.rows, request.cost) if request.cost in picked.rows.column_names else None
         records.append(
             {
                 "method": method,
@@ -101,7 +102,8 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
                 "distance": distance.mean,
                 "error": error,
                 "quality": None if scores is None else float(scores.mean()),
-                "tokens": _tokens(picked.rows, request.cost),
+                "tokens": None if costs is None else float(costs.sum()),
+                "median_tokens": None if costs is None else float(np.median(costs)),
                 "sources": source_mix(picked.rows),
                 "stopped": picked.selection.stopped,
                 "curve": distance.means.tolist(),
@@ -110,17 +112,28 @@ def comparison(job: SelectionJob, found: Mapping[str, Picked]) -> list[dict[str,
     return records
 
 
+_COLUMNS = {
+    "method": "method",
+    "examples": "examples",
+    "log_det": "log det",
+    "distance": "distance",
+    "error": "projection's error",
+    "quality": "quality",
+    "tokens": "tokens",
+    "median_tokens": "median tokens",
+}
+
+
 def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """What ``comparison`` found, largest log det first."""
+    """What ``comparison`` found, largest log det first; without the columns that no method has a number for."""
+    names = [name for name in _COLUMNS if any(one[name] is not None for one in records)]
     rows = []
     for one in sorted(records, key=lambda one: -one["log_det"]):
-        mix = [f"{source} {share:.0%}" for source, share in one["sources"].items()]
-        shown = ", ".join(mix[:4] + ["..."] * (len(mix) > 4))
-        numbers = ["method", "examples", "log_det", "distance", "error", "quality", "tokens"]
-        rows.append([*(one[name] for name in numbers), shown])
+        mix = [f"{share:.0%} {source}" for source, share in one["sources"].items()]
+        rows.append([*(one[name] for name in names), ", ".join(mix[:3] + ["..."] * (len(mix) > 3))])
     return Table(
         "The same budget by other methods (log det: larger is more diverse; distance: smaller)",
-        ["method", "examples", "log det", "distance", "projection's error", "quality", "tokens", "source mix"],
+        [*(_COLUMNS[name] for name in names), "source mix"],
         rows,
     )
 
@@ -182,14 +195,12 @@ def possible(method: BaselineName, request: Request, table: GradientTable) -> bo
         return bool(request.quality)
     if method == "length":
         return table.has(request.cost)
+    if method == "facility-location":
+        return table.rows <= MOST_COVERED
     if method == "k-means":
         budget = request.budget
         return budget.size is not None and budget.tokens is None and not (budget.minimum or budget.maximum)
     return True
-
-
-def _tokens(rows: pa.Table, column: str) -> float | None:
-    return float(numbers(rows, column).sum()) if column in rows.column_names else None
 
 
 def _baseline(table: GradientTable, choice: Choice, request: Request, exclude: pa.Array, counter: Any) -> Any:

@@ -30,7 +30,7 @@ from raydpp.tables import Part, open_table
 
 log = logging.getLogger(__name__)
 
-Method = Literal["greedy", "random", "quality", "length", "k-center", "k-means", "dedup"]
+Method = Literal["greedy", "random", "quality", "length", "k-center", "k-means", "facility-location", "dedup"]
 
 
 def select(
@@ -90,8 +90,8 @@ def select(
         scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
             name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
             number, but those of --owned and --exclude.
-        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids), dedup
-            (semantic de-duplication by --threshold).
+        method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
+            facility-location (every example near a pick), dedup (semantic de-duplication by --threshold).
         seed: Of what is random in a baseline.
         threshold: The cosine similarity from which dedup calls two examples the same.
         feature_column: The column with the features, where the table was not written by raydpp extract.

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raydpp.dpp import baselines
 from raydpp.dpp.baselines import BaselineName, baseline
 from raydpp.dpp.features import unit_rows
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError
 
-ALL: tuple[BaselineName, ...] = ("random", "quality", "length", "k-center", "k-means", "dedup")
+ALL: tuple[BaselineName, ...] = ("random", "quality", "length", "k-center", "k-means", "facility-location", "dedup")
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -46,7 +47,7 @@ def test_the_order_of_rows_does_not_matter(method: BaselineName) -> None:
     assert picked[0] == picked[1]
 
 
-@pytest.mark.parametrize("method", ["random", "quality", "length", "k-center", "dedup"])
+@pytest.mark.parametrize("method", ["random", "quality", "length", "k-center", "facility-location", "dedup"])
 def test_budgets_quotas_and_excludes_hold(method: BaselineName) -> None:
     x, costs = sphere(60, 8), 1.0 + np.arange(60) % 9
     given: dict[str, Any] = {"quality": costs, "lengths": costs, "exclude": [3, 4, 5]}
@@ -101,6 +102,25 @@ def test_k_means_takes_the_row_nearest_to_each_center() -> None:
         assert pick == members[np.linalg.norm(x[members] - middle, axis=1).argmin()]
 
 
+@pytest.mark.parametrize("rows", [60, 700])  # less and more than what is brought up to date together
+def test_facility_location_takes_what_covers_most_each_time(rows: int) -> None:
+    x = sphere(rows, 5)
+    similarity = np.maximum(x @ x.T, 0)
+    covered, picks = np.zeros(rows), []
+    for _ in range(25):
+        gains = np.maximum(similarity - covered[:, None], 0).sum(axis=0)
+        picks.append(int(np.flatnonzero(gains > gains.max() - 1e-6)[0]))  # pairs that cover one another tie
+        covered = np.maximum(covered, similarity[:, picks[-1]])
+    assert baseline("facility-location", x, 25).indices.tolist() == picks
+
+
+def test_facility_location_refuses_more_rows_than_its_matrix_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "MOST_COVERED", 50)
+    assert len(baseline("facility-location", sphere(50, 4), 3).indices) == 3
+    with pytest.raises(UserError, match=r"51 x 51 numbers.*at most 50"):
+        baseline("facility-location", sphere(51, 4), 3)
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 def test_dedup_keeps_a_row_unless_one_like_it_is_kept(threshold: float) -> None:
     x = sphere(2500, 6)  # more than one block
@@ -119,7 +139,12 @@ def test_dedup_keeps_a_row_unless_one_like_it_is_kept(threshold: float) -> None:
 
 def test_copies_end_a_run() -> None:
     x = np.tile(sphere(5, 8), (3, 1))
-    for method, words in (("k-center", "copies of picks"), ("k-means", "no more clusters"), ("dedup", "as near as")):
+    for method, words in (
+        ("k-center", "copies of picks"),
+        ("k-means", "no more clusters"),
+        ("dedup", "as near as"),
+        ("facility-location", "copies of picks"),
+    ):
         found = baseline(method, x, 12)  # type: ignore[arg-type]
         assert len(found.indices) == 5
         assert found.stopped is not None

@@ -43,7 +43,7 @@ def test_a_method_is_described_by_its_picks(table: str) -> None:
     assert found["distance"] == pytest.approx(expected.mean)
     tokens = picked["response_tokens"].to_numpy()
     assert found["quality"] == pytest.approx(((tokens - 10) / 2).mean())
-    assert found["tokens"] == tokens.sum()
+    assert (found["tokens"], found["median_tokens"]) == (tokens.sum(), np.median(tokens))
     given = Picked(picked, select_rows(rows(), Request(Budget(9), Objective(Kernel())), owned=np.eye(6))[1])
     (found,) = comparison(replace(job, given=replace(job.given, count=6)), {"greedy": given})
     assert found["log_det"] == pytest.approx(selection.log_det)  # of the set by itself
@@ -88,13 +88,16 @@ def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
     assert not possible("k-means", Request(Budget(tokens=5.0), Objective(Kernel())), opened)
     assert not possible("k-means", Request(Budget(5, maximum={"a": 1}), Objective(Kernel())), opened)
     assert not possible("length", Request(Budget(5), Objective(Kernel()), cost="charm"), opened)
+    assert possible("facility-location", plain, opened)
+    many = replace(opened, parts=opened.parts * (20_000 // opened.rows + 1))
+    assert not possible("facility-location", plain, many)
     check_size(20_000)
     with pytest.raises(UserError, match="too many for m = 20001"):
         check_size(20_001)
 
 
 def test_the_table_shows_the_most_diverse_first() -> None:
-    base = {"examples": 5, "distance": 0.25, "error": None, "quality": None, "tokens": None}
+    base = {"examples": 5, "distance": 0.25, "error": None, "quality": None, "tokens": None, "median_tokens": 7.0}
     records = [
         {"method": "one", "log_det": -3.0, "sources": {"a": 0.75, "b": 0.25}, **base},
         {"method": "other", "log_det": -1.0, "sources": dict.fromkeys("abcde", 0.2), **base},
@@ -103,8 +106,10 @@ def test_the_table_shows_the_most_diverse_first() -> None:
     Console(file=text, width=140).print(comparison_table(records))
     lines = text.getvalue()
     assert lines.index("other") < lines.index("one ")
-    assert "a 75%, b 25%" in lines
-    assert "d 20%, ..." in lines
+    assert "75% a, 25% b" in lines
+    assert "20% c, ..." in lines
+    assert "median" in lines
+    assert "quality" not in lines  # neither has any
 
 
 def test_the_source_mix_is_in_shares() -> None:

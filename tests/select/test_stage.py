@@ -157,7 +157,7 @@ def test_one_flag_compares_with_every_baseline(table: str, tmp_path: Path, capsy
     assert main(["select", table, "--out", out, "--size", "10", "--compare"]) == 0
     record = json.loads((Path(out) / "run.json").read_text())
     found = {row["method"]: row for row in record["comparison"]}
-    assert set(found) == {"greedy", "random", "quality", "length", "k-center", "k-means", "dedup"}
+    assert set(found) == {"greedy", "random", "quality", "length", "k-center", "k-means", "facility-location", "dedup"}
     assert all(row["examples"] <= 10 for row in found.values())
     assert found["greedy"]["log_det"] == pytest.approx(record["log_det"])
     assert found["greedy"]["log_det"] > found["random"]["log_det"]
