@@ -25,6 +25,7 @@ from raydpp.select.inputs import (
     source_counts,
 )
 from raydpp.select.request import Request, parse_quotas, parse_score
+from raydpp.select.target import TARGET, open_targets, score_by_target
 from raydpp.storage import Folder, absolute
 from raydpp.tables import Part, open_table
 
@@ -50,6 +51,7 @@ def select(
     quality_weight: float = 0.0,
     quality: list[str] | None = None,
     scores: list[str] | None = None,
+    target: list[str] | None = None,
     cost_column: str = "response_tokens",
     oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
@@ -90,6 +92,11 @@ def select(
         scores: Files of your own numbers, joined to the table by id, whose columns --quality and --cost-column can
             name too: Parquet, CSV, JSON or JSON lines with a column id, or folders of them. Each example needs a
             number, but those of --owned and --exclude.
+        target: What to aim at: output folders of raydpp extract (of a validation set, made with the same options as the
+            table), or Parquet files. An example's score, the column target, is its cosine with the mean of the source
+            of them that it is nearest to; default --quality is this score. With --quality-weight 1 the selection is the
+            top by similarity to the target (LESS, Xia et al. 2024), below it diverse too. Where the targets are part
+            of the table, --exclude them.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
             facility-location (every example near a pick), dedup (semantic de-duplication by --threshold).
         seed: Of what is random in a baseline.
@@ -132,10 +139,21 @@ def select(
             distance, quality and source mix.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
-    given = [table, out, *(owned or []), *(exclude or []), *(scores or []), *([corpus] if corpus else [])]
+    given = [
+        table,
+        out,
+        *(owned or []),
+        *(exclude or []),
+        *(scores or []),
+        *(target or []),
+        *([corpus] if corpus else []),
+    ]
     table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
-    owned, exclude, scores = ([absolute(url) for url in urls or []] for urls in (owned, exclude, scores))
-    config = {name: value for name, value in locals().items() if name not in ("dry_run", "given")}
+    lists = (owned, exclude, scores, target)
+    owned, exclude, scores, target = ([absolute(url) for url in urls or []] for urls in lists)
+    if target and not quality:
+        quality = [TARGET]
+    config = {name: value for name, value in locals().items() if name not in ("dry_run", "given", "lists")}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
@@ -145,12 +163,16 @@ def select(
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
     checked_seed("--seed", seed)
+    if target and quality_weight == 0 and method == "greedy":
+        raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.5, or 1 for the nearest")
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
     least = parse_quotas("--min-per-source", min_per_source or [])
     most = parse_quotas("--max-per-source", max_per_source or [])
     budget = Budget(size, tokens, least, most, min_log_gain)
     opened = open_table(table, feature_column)
+    targets = [open_table(url, opened.column) for url in target]
+    aims = open_targets(opened, targets)
     count = None if size is None else count_of(size, opened.rows)
     if count is not None and method == "greedy" and quality_weight < 1:
         objective.kernel.check_budget(count, opened.dimension)
@@ -166,7 +188,9 @@ def select(
     corpus = corpus or opened.corpus
     corpus_run = runs.load_finished(["ingest"], Folder.at(corpus)) if corpus else None
     files = score_files(scores)
-    identity = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
+    identity: dict[str, Any] = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
+    if targets:
+        identity["target"] = [one.identity for one in targets]
     run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
     if run.done:
         return run.done
@@ -181,7 +205,10 @@ def select(
         have = find_owned(tasks, owned, exclude, opened)
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
-        opened = join_scores(tasks, opened, files, [*(score.column for score in judged), cost_column], have.excluded)
+        named = [score.column for score in judged if not (target and score.column == TARGET)]
+        opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
+        if aims:
+            opened = score_by_target(tasks, opened, partitioned(opened, partitions, exact, tasks), aims)
         if tokens is not None:
             check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
