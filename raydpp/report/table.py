@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
 
 
+_NAME_WIDTH = 24  # characters of a first column that a narrow terminal leaves
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under headings: text, numbers, None for an empty cell.
@@ -56,10 +59,13 @@ class Table:
         from rich.table import Table as TerminalTable
         from rich.text import Text
 
-        table = TerminalTable(title=self.title)
-        for heading, numeric in zip(self.headings, self.numeric, strict=True):
-            table.add_column(heading, justify="right" if numeric else "left")
-        for row in self.cells:
+        table, cells = TerminalTable(title=self.title), self.cells
+        for place, (heading, numeric) in enumerate(zip(self.headings, self.numeric, strict=True)):
+            # What names a row gives way last; what does not fit goes on in the next line.
+            longest = max((len(row[0]) for row in cells), default=0) if place == 0 else 0
+            width = min(longest, _NAME_WIDTH)
+            table.add_column(heading, justify="right" if numeric else "left", overflow="fold", min_width=width)
+        for row in cells:
             table.add_row(*map(Text, row))  # names may hold what rich takes for its markup
         return table
 

@@ -74,6 +74,15 @@ def test_the_terminal_shows_title_headings_and_cells_as_they_are() -> None:
     assert "│      7 │" in lines  # right-aligned
 
 
+def test_a_narrow_terminal_keeps_the_rows_names_and_cuts_nothing_off() -> None:
+    text = io.StringIO()
+    rows = [["facility-location", 1.25, "a_source_with_a_very_long_name, another"], ["greedy", 2.5, "x"]]
+    Console(file=text, width=50).print(Table("", ["method", "distance", "mix"], rows))
+    lines = text.getvalue()
+    assert "│ facility-location │" in lines
+    assert "…" not in lines
+
+
 def test_ragged_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="row 1 has 1 cells under 2 headings"):
         Table("", ["a", "b"], [[1, 2], [3]])
