@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -201,16 +202,23 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return _declared_shape(module) is not None or type(module).__name__ == "Conv1D"
+
+
+def _declared_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(outputs, inputs) of torch's linear layer, and of a quantised one of a class of its own (GPTQ, AWQ).
+
+    Their weights may be packed, in another shape and under another name.
+    """
+    shape = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    leaf = isinstance(module, nn.Linear) or next(module.children(), None) is None
+    return cast("tuple[int, int]", shape) if leaf and all(isinstance(size, int) for size in shape) else None
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a linear layer; transformers' Conv1D (GPT-2) keeps its weight the other way round.
-
-    A quantised layer keeps it packed, in another shape.
-    """
-    if isinstance(module, nn.Linear):
-        return module.out_features, module.in_features
+    """(outputs, inputs) of a linear layer; transformers' Conv1D (GPT-2) keeps its weight the other way round."""
+    if (shape := _declared_shape(module)) is not None:
+        return shape
     weight: Tensor = module.weight  # type: ignore[assignment]
-    rows, columns = weight.shape
-    return (columns, rows) if type(module).__name__ == "Conv1D" else (rows, columns)
+    columns, rows = weight.shape
+    return rows, columns

@@ -260,11 +260,25 @@ class Packed(torch.nn.Linear):
         return torch.nn.functional.linear(inputs, self.exact)
 
 
-def test_layers_with_packed_weights_are_as_large_as_those_they_stand_for(tiny_model: str) -> None:
+class PackedElsewhere(torch.nn.Module):
+    """The same without being a torch.nn.Linear, as GPTQ's and AWQ's layers are."""
+
+    def __init__(self, like: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.exact = like.weight.detach()
+        self.register_buffer("qweight", torch.zeros(like.in_features // 8, like.out_features, dtype=torch.int32))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(inputs, self.exact)
+
+
+@pytest.mark.parametrize("kind", [Packed, PackedElsewhere])
+def test_layers_with_packed_weights_are_as_large_as_those_they_stand_for(kind: Any, tiny_model: str) -> None:
     model: Any = load_model(tiny_model, CPU)
     _, expected = attach_adapter(load_model(tiny_model, CPU), Adapter())
     for block in model.model.layers:
         for part, name in ((block.self_attn, "q_proj"), (block.mlp, "up_proj")):
-            setattr(part, name, Packed(getattr(part, name)))
+            setattr(part, name, kind(getattr(part, name)))
     _, found = attach_adapter(model, Adapter())
     assert [(layer.name, layer.shape) for layer in found] == [(layer.name, layer.shape) for layer in expected]
