@@ -95,8 +95,9 @@ def select(
         target: What to aim at: output folders of raydpp extract (of a validation set, made with the same options as the
             table), or Parquet files. An example's score, the column target, is its cosine with the mean of the source
             of them that it is nearest to; default --quality is this score. With --quality-weight 1 the selection is the
-            top by similarity to the target (LESS, Xia et al. 2024), below it diverse too. Where the targets are part
-            of the table, --exclude them.
+            top by similarity to the target (LESS, Xia et al. 2024), below it diverse too: of gradients at the default
+            gamma, weights of about 0.01 to 0.05 are between the two. Where the targets are part of the table, --exclude
+            them.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
             facility-location (every example near a pick), dedup (semantic de-duplication by --threshold).
         seed: Of what is random in a baseline.
@@ -164,7 +165,7 @@ def select(
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
     checked_seed("--seed", seed)
     if target and quality_weight == 0 and method == "greedy":
-        raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.5, or 1 for the nearest")
+        raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.02, or 1 for the nearest")
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
     least = parse_quotas("--min-per-source", min_per_source or [])
