@@ -187,12 +187,12 @@ def _facility_location(task: _Task) -> Iterator[int]:
     features = task.rows.take(dtype=torch.float32)  # (N, D)
     similarity = (features @ features.T).clamp_(min=0)  # (N, N)
     similarity.masked_fill_(similarity > 1 - SAME, 1.0)  # copies are as near as the row itself
-    covered = torch.zeros(count, 1, device=features.device)  # (N, 1): of each row, with the nearest pick
+    covered = torch.zeros(count, device=features.device)  # (N,): of each row, with the nearest pick
 
     def gains(rows: np.ndarray) -> np.ndarray:
         index = torch.from_numpy(rows).to(features.device)
-        more = similarity.index_select(1, index).sub_(covered).clamp_(min=0)  # (N, n)
-        return more.sum(0, dtype=torch.float64).numpy(force=True)
+        more = similarity.index_select(0, index).sub_(covered).clamp_(min=0)  # (n, N)
+        return more.sum(1, dtype=torch.float64).numpy(force=True)
 
     bounds = np.concatenate([gains(rows) for rows in np.split(np.arange(count), range(_BLOCK, count, _BLOCK))])
     while not state.full:
@@ -212,7 +212,7 @@ def _facility_location(task: _Task) -> Iterator[int]:
             return
         tied = np.flatnonzero(~stale & (bounds >= best - SAME))
         pick = int(tied[task.order[tied].argmin()])
-        torch.maximum(covered, similarity[:, pick, None], out=covered)
+        torch.maximum(covered, similarity[pick], out=covered)
         yield pick
 
 

@@ -70,11 +70,13 @@ def choose(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least one conversation is needed")
     parts = tuple(parquet_parts(corpus.below("corpus")))
-    listed = None
+    listed, held = None, dict[Part, pa.Table]()  # by part, the ids and sources of those listed
     if only is not None:
         listed = pa.array(sorted(set(only)), pa.string())
-        held = {part: read_columns([part], ["id", "source"]) for part in parts}
-        held = {part: rows for part, table in held.items() if len(rows := table.filter(pc.is_in(table["id"], listed)))}
+        for part in parts:
+            table = read_columns([part], ["id", "source"])
+            if len(rows := table.filter(pc.is_in(table["id"], listed))):
+                held[part] = rows
         if not held:
             raise UserError(f"none of the {len(listed):,} ids of --only is in {corpus}: name ids of this corpus")
         parts, counts = tuple(held), Counter(itertools.chain(*(rows["source"].to_pylist() for rows in held.values())))
@@ -90,7 +92,7 @@ def choose(
     used: list[Part] = []
     for part in parts:  # in the order of ids
         used.append(part)
-        rows = Sample(parts, total, None, listed).filter(read_columns([part], ["id", "source"])).sort_by("id")
+        rows = (held[part] if held else read_columns([part], ["id", "source"])).sort_by("id")
         for identity, source in zip(rows["id"].to_pylist(), rows["source"].to_pylist(), strict=True):
             if source in taken and len(taken[source]) < wanted[source]:
                 taken[source].append(identity)

@@ -9,7 +9,6 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -201,17 +200,17 @@ def _capturable(model: nn.Module, layers: Sequence[TargetLayer], name: str) -> l
 
     UserError where much of the model would be left out.
     """
-    given: dict[str, Any] = {}  # by name, what a layer that is called gives
+    tensor: dict[str, bool] = {}  # by name, whether a layer that is called gives one
 
     def look(layer: TargetLayer) -> Callable[..., None]:
-        return lambda _module, _inputs, output: given.update({layer.name: output})
+        return lambda _module, _inputs, output: tensor.update({layer.name: isinstance(output, Tensor)})
 
     handles = [layer.module.register_forward_hook(look(layer)) for layer in layers]
     with torch.no_grad():
         model(input_ids=_probe_ids(model), use_cache=False)
     for handle in handles:
         handle.remove()
-    kept = [layer for layer in layers if isinstance(given.get(layer.name), Tensor)]
+    kept = [layer for layer in layers if tensor.get(layer.name)]
     if left_out := [layer for layer in layers if layer not in kept]:
         names = few([layer.name for layer in left_out])
         if _weights(left_out) > _MOST_MISSED * _weights(layers):

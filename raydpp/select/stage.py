@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -25,7 +26,7 @@ from raydpp.select.inputs import (
     source_counts,
 )
 from raydpp.select.request import Request, parse_quotas, parse_score
-from raydpp.select.target import TARGET, open_targets, score_by_target
+from raydpp.select.target import TARGET, check_targets, score_by_target
 from raydpp.storage import Folder, absolute
 from raydpp.tables import Part, open_table
 
@@ -140,18 +141,10 @@ def select(
             distance, quality and source mix.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
-    given = [
-        table,
-        out,
-        *(owned or []),
-        *(exclude or []),
-        *(scores or []),
-        *(target or []),
-        *([corpus] if corpus else []),
-    ]
+    lists = [urls or [] for urls in (owned, exclude, scores, target)]
+    given = [table, out, *itertools.chain(*lists), *([corpus] if corpus else [])]
     table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
-    lists = (owned, exclude, scores, target)
-    owned, exclude, scores, target = ([absolute(url) for url in urls or []] for urls in lists)
+    owned, exclude, scores, target = ([absolute(url) for url in urls] for urls in lists)
     if target and not quality:
         quality = [TARGET]
     config = {name: value for name, value in locals().items() if name not in ("dry_run", "given", "lists")}
@@ -173,7 +166,7 @@ def select(
     budget = Budget(size, tokens, least, most, min_log_gain)
     opened = open_table(table, feature_column)
     targets = [open_table(url, opened.column) for url in target]
-    aims = open_targets(opened, targets)
+    check_targets(opened, targets)
     count = None if size is None else count_of(size, opened.rows)
     if count is not None and method == "greedy" and quality_weight < 1:
         objective.kernel.check_budget(count, opened.dimension)
@@ -208,8 +201,9 @@ def select(
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
         named = [score.column for score in judged if not (target and score.column == TARGET)]
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
-        if aims:
-            opened = score_by_target(tasks, opened, partitioned(opened, partitions, exact, tasks), aims)
+        groups = partitioned(opened, partitions, exact, tasks)
+        if targets:
+            opened = score_by_target(tasks, opened, groups, targets)
         if tokens is not None:
             check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
@@ -219,7 +213,7 @@ def select(
             quality=quality_scales(tasks, opened, judged) if counted and (quality or opened.has(cost_column)) else (),
             budget=budget.in_counts(opened.rows, [str(source) for source in counts]),
         )
-        job = SelectionJob(opened, partitioned(opened, partitions, exact, tasks), request, have, "select", tasks)
+        job = SelectionJob(opened, groups, request, have, "select", tasks)
         shares = len(job.partitions)
         wanted = "as many" if count is None else f"{count:,}"
         log.info("select: %s of %s examples, %d partition%s", wanted, f"{opened.rows:,}", shares, "s" * (shares > 1))

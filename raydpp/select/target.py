@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from raydpp.cluster import Here, value_of
+from raydpp.cluster import Here
 from raydpp.errors import UserError
 from raydpp.tables import GradientTable, Part, by_source, same_fingerprint, vectors
 
@@ -20,27 +20,27 @@ TARGET = "target"
 """The name of the score."""
 
 
-def open_targets(table: GradientTable, targets: Sequence[GradientTable]) -> list[GradientTable]:
-    """The tasks that targets are made of: each source of each table. UserError where they cannot be compared."""
+def check_targets(table: GradientTable, targets: Sequence[GradientTable]) -> None:
+    """UserError where targets cannot be compared with the table, or it has a score of that name already."""
     same_fingerprint([table, *targets])
     if targets and table.has(TARGET):
         raise UserError(f"{table.name} has a column {TARGET!r}, which --target makes: name yours otherwise")
-    return [group for one in targets for group in (by_source(one) if one.has("source") else [one])]
 
 
 def score_by_target(
-    tasks: Here, table: GradientTable, partitions: Sequence[Sequence[Part]], groups: Sequence[GradientTable]
+    tasks: Here, table: GradientTable, partitions: Sequence[Sequence[Part]], targets: Sequence[GradientTable]
 ) -> GradientTable:
-    """The table with the score ``target``: of each example the largest cosine with the mean of a group's features.
+    """The table with the score ``target``: of each example the largest cosine with the mean of a target's source.
 
     So LESS scores examples, by gradients (Xia et al. 2024, arXiv 2402.04333, section 4: the mean over a validation
     task, the maximum over tasks). Means are of unit rows, and each counts by its direction alone.
     """
+    groups = [group for one in targets for group in (by_source(one) if one.has("source") else [one])]
     means = tasks.put(np.stack(tasks.get([tasks.submit(_mean, group) for group in groups])))  # (G, D)
     found = tasks.get([tasks.submit(_scores, table, parts, means) for parts in partitions])
     scores = pa.concat_tables(found).sort_by("id")
     if table.scored:
-        scores = scores.join(value_of(table.scores), "id", join_type="inner").sort_by("id")
+        scores = scores.join(tasks.get(table.scores), "id", join_type="inner").sort_by("id")
     return replace(table, scores=tasks.put(scores), scored=(*table.scored, TARGET))
 
 

@@ -230,7 +230,7 @@ def test_a_small_part_that_is_not_seen_is_said(experts: int, said: str, caplog: 
     assert [bool(re.search(said, record.message)) for record in caplog.records] == ([True] if said else [])
 
 
-def test_a_model_that_calls_its_head_a_decoder_has_all_of_its_layers(tmp_path: Path) -> None:
+def test_a_model_that_calls_its_head_a_decoder_has_all_of_its_layers() -> None:
     from transformers import ModernBertDecoderConfig, ModernBertDecoderForCausalLM
 
     marks: dict[str, Any] = {

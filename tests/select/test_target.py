@@ -14,7 +14,7 @@ from raydpp.dpp.objective import standardise
 from raydpp.errors import UserError
 from raydpp.select.inputs import partitioned
 from raydpp.select.stage import select
-from raydpp.select.target import open_targets, score_by_target
+from raydpp.select.target import score_by_target
 from raydpp.storage import Folder
 from raydpp.tables import open_table, write_table
 
@@ -54,8 +54,8 @@ def test_a_score_is_the_cosine_with_the_nearest_groups_mean(pool: str, tmp_path:
         written(tmp_path, "two", two),
     ]
     table = open_table(pool, "gradient")
-    groups = open_targets(table, [open_table(url, "gradient") for url in targets])
-    scored = score_by_target(Here(), table, partitioned(table, partitions, False, Here()), groups)
+    opened = [open_table(url, "gradient") for url in targets]
+    scored = score_by_target(Here(), table, partitioned(table, partitions, False, Here()), opened)
     rows = scored.read_columns(scored.parts, ["id", "target"])
     found = dict(zip(rows["id"].to_pylist(), rows["target"].to_pylist(), strict=True))
     scores = expected(sphere(60, 0), [one[:4], one[4:], two])
