@@ -24,6 +24,9 @@ from raydpp.storage import Folder, last_name
 SUCCESS = "_SUCCESS"
 RECORD = "run.json"
 INTERRUPTED = "interrupted"
+PREVIEW = "preview.html"
+"""What may be in the folder of a run to come."""
+
 EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file"})
 """Options that say where and how fast a stage runs, not what comes out of it."""
 
@@ -116,11 +119,11 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
     names = out.names()
     if names is None and Folder.holding(out.url)[0].has(last_name(out.url)):
         raise UserError(f"--out {out} is a file: name a folder")
-    if names:
+    if names and names != [PREVIEW]:
         old = _read_record(out)
         if old is None:
             raise UserError(f"--out {out} exists and is not a raydpp run: name another folder")
-        untouched = names == [RECORD]  # a mistake was found before any work was done: nothing is lost
+        untouched = set(names) <= {RECORD, PREVIEW}  # a mistake was found before any work was done: nothing is lost
         if not untouched and (difference := _difference(old, record)):
             raise _another_run(out, difference)
         if SUCCESS in names:

@@ -308,14 +308,20 @@ class GradientTable:
         """Whether its features are projections of which each half is one too (``diversity.fidelity``)."""
         return ((self.fingerprint or {}).get("projection") or {}).get("halves") == "independent"
 
+    def some_parts(self, rows: int) -> tuple[Part, ...]:
+        """Files that together have so many rows, or all: always the same ones.
+
+        Those of a table that raydpp wrote are random partitions of it; of another there are eight, if it has as many.
+        """
+        drawn = [self.parts[i] for i in np.random.default_rng(0).permutation(len(self.parts))]
+        enough = int(np.searchsorted(np.cumsum([part.rows for part in drawn]), rows)) + 1
+        return tuple(drawn[: max(enough, 1 if self.fingerprint else 8)])
+
     def sample(self, rows: int) -> np.ndarray:
-        """The features of its first rows, of a table written by raydpp a random sample: (at most rows, D)."""
-        taken, count = [], 0
-        for part in self.parts:
-            if count < rows:
-                taken.append(self.read([part]).slice(0, rows - count))
-                count += len(taken[-1])
-        return vectors(concatenated(taken)[self.column])
+        """The features of some of its rows, drawn without replacement, always the same ones: (at most rows, D)."""
+        held = self.read(self.some_parts(rows))
+        drawn = np.sort(np.random.default_rng(0).permutation(len(held))[:rows])
+        return vectors(held[self.column].take(pa.array(drawn)))
 
     def has(self, column: str) -> bool:
         """Whether its files, or what they are joined with, have a column."""

@@ -296,3 +296,19 @@ def test_files_are_known_by_their_names(tmp_path: Path) -> None:
     ]
     for name in ("a.PARQUET", "b.pq"):
         assert open_table(str(tmp_path / "t" / name), "gradient").rows == 1
+
+
+def test_a_sample_comes_from_all_over_a_table_of_others(tmp_path: Path) -> None:
+    for n in range(12):
+        rows = pa.table({"id": [f"{n:02d}{i}" for i in range(5)], "v": [[float(n), float(i)] for i in range(5)]})
+        write_table(Folder.at(tmp_path), f"{n:02d}.parquet", rows)
+    table = open_table(str(tmp_path), "v")
+    assert len(table.some_parts(3)) == 8
+    own = replace(table, fingerprint={"model": "m"})  # whose files are random partitions
+    assert [len(own.some_parts(rows)) for rows in (3, 5, 6, 58, 60, 99)] == [1, 1, 2, 12, 12, 12]
+    found = table.sample(30)
+    assert found.shape == (30, 2)
+    assert len({tuple(row) for row in found.tolist()}) == 30
+    assert len(set(found[:, 0])) == 8
+    np.testing.assert_array_equal(found, table.sample(30))
+    assert table.sample(100).shape == (60, 2)

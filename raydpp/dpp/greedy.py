@@ -33,6 +33,7 @@ def greedy_map(
     ridge: float | None = None,
     quality: Numbers | None = None,
     quality_weight: float = 0.0,
+    quality_unit: float = 1.0,
     ids: Ids | None = None,
     owned: Ids | Features | None = None,
     exclude: Ids | None = None,
@@ -48,7 +49,7 @@ def greedy_map(
 ) -> Selection:
     """Select a diverse (and good) subset: greedy MAP inference of a determinantal point process.
 
-    Each pick is the item that adds most to ``(1 - w) log det K_S + w sum_{i in S} s_i`` (Chen et al. 2018,
+    Each pick is the item that adds most to ``(1 - w) log det K_S + w sum_{i in S} u s_i`` (Chen et al. 2018,
     arXiv 1709.05135, sections 3 and 5; for instruction data Wang et al. 2024, arXiv 2402.02318). Greedy is nested:
     every prefix of a selection is the selection for a smaller budget (not with per-source minima, which keep
     places free). Ties, that is differences below rounding (``objective.TIE_RELATIVE``, ``TIE_ABSOLUTE``), fall to
@@ -69,6 +70,8 @@ def greedy_map(
         ridge: Added to the kernel's diagonal; None is 0 for ``rbf``, 0.1 for ``cosine``.
         quality: (N,) finite scores s, larger is better, best on the scale of ``objective.standardise``.
         quality_weight: w in [0, 1]; needs ``quality`` unless it is 0.
+        quality_unit: What a score of 1 is worth, in nats; of ``scale.residual_spread`` w means the same by any
+            kernel.
         ids: N distinct strings or integers, for ties and messages; the row index if None.
         owned: What is there already and counts as picked before the first pick: ids of rows of ``features``
             (these are not picked again), or (O, D) features of other rows.
@@ -91,7 +94,7 @@ def greedy_map(
         UserError: A budget out of range or above the kernel's rank, rows that are not finite and of unit
             norm, quality that is missing or not finite, an unknown or repeated id, or an option out of range.
     """
-    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
+    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight, quality_unit)
     budget = Budget(size, tokens, minimum or {}, maximum or {}, min_log_gain)
     paid = None if costs is None or tokens is None else np.asarray(costs, dtype=np.float64)
     labels = None if sources is None else np.asarray(sources, dtype=np.str_)

@@ -50,6 +50,9 @@ class Kernel:
         elif not (math.isfinite(self.ridge) and self.ridge >= 0):
             raise UserError(f"the ridge is {self.ridge}: it must be a number that is 0 or more")
 
+    def __str__(self) -> str:
+        return f"{self.name} kernel, " + (f"gamma {self.gamma:g}" if self.name == "rbf" else f"ridge {self.ridge:g}")
+
     @property
     def variance(self) -> float:
         """k(x, x) of an item with itself: 1 + ridge, exactly."""

@@ -27,21 +27,29 @@ absolute (they are what subtraction leaves of the diagonal), so small residuals 
 class Objective:
     """(1 - w) log det K_S + sum_{i in S} m_i (Chen et al. 2018, arXiv 1709.05135, section 5).
 
-    The modular term m_i is what an item adds whatever was picked before: w times its quality, less what it costs.
+    The modular term m_i is what an item adds whatever was picked before: w times its quality, in nats, less its cost.
 
     Attributes:
         kernel: The similarity of two items, K.
         quality_weight: w in [0, 1]: 0 is diversity alone, 1 is quality alone.
+        quality_unit: What a quality of 1 is worth beside log det, in nats. Residuals of another kernel differ by other
+            amounts: with their spread (``scale.residual_spread``) a weight means the same by every kernel.
     """
 
     kernel: Kernel
     quality_weight: float = 0.0
+    quality_unit: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.quality_weight <= 1.0:
             raise UserError(
                 f"the quality weight is {self.quality_weight}: it must lie between 0 (diversity) and 1 (quality)"
             )
+
+    def __str__(self) -> str:
+        weight = self.quality_weight
+        judged = f", quality weight {weight:g}, a score of 1 worth {self.quality_unit:g} nats" if weight else ""
+        return f"{self.kernel}{judged}"
 
     @property
     def diversity(self) -> float:
@@ -55,7 +63,7 @@ class Objective:
         refused.
         """
         scores = check_scores(quality, self.quality_weight, rows)
-        modular = np.zeros(rows) if scores is None else self.quality_weight * scores
+        modular = np.zeros(rows) if scores is None else self.quality_weight * self.quality_unit * scores
         return modular if costs is None else modular - self.diversity * np.log(costs)
 
     def scores(self, residuals: np.ndarray, modular: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -106,6 +114,17 @@ class Score:
     weight: float = 1.0  # its share of the score, relative to the other columns'; negative where less is better
     center: float = 0.0  # what is subtracted: the median of the column over the whole table
     scale: float = 1.0  # what it is divided by: its scaled median absolute deviation over the whole table
+    bounded: bool = False  # cut off at 0 and 1, where center and scale are a low quantile and the way to a high one
+
+
+QUANTILES = (0.01, 0.99)
+"""Between these Wang et al. (2024, their code) scale a score to [0, 1]."""
+
+
+def quantile_scale(values: np.ndarray) -> tuple[float, float]:
+    """The low one of ``QUANTILES``, and the difference of both; 0 only if nearly all are the same."""
+    low, high = np.quantile(values, QUANTILES) if values.size else (0.0, 0.0)
+    return float(low), float(high - low)
 
 
 def robust_scale(values: np.ndarray) -> tuple[float, float]:
@@ -147,8 +166,8 @@ def standardise(
 def combine(columns: Sequence[np.ndarray], scores: Sequence[Score]) -> np.ndarray:
     """The weighted mean of standardised columns: (N,) each -> (N,); weights count by their absolute values."""
     total = sum(abs(score.weight) for score in scores)
-    parts = [
-        score.weight / total * standardise(values, score.center, score.scale)
-        for values, score in zip(columns, scores, strict=True)
-    ]
+    parts = []
+    for values, score in zip(columns, scores, strict=True):
+        part = standardise(values, score.center, score.scale)
+        parts.append(score.weight / total * (part.clip(0, 1) if score.bounded else part))
     return np.sum(parts, axis=0)

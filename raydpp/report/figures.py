@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from raydpp.report.style import INK, SERIES, SOFT, Plot, styled
-from raydpp.report.table import format_value
+from raydpp.report.table import format_value, shorten
 
 _DASHES = ("-", "--", ":", "-.")  # the next style when the colours are used up
 _MOST_SOURCES = 15
@@ -50,20 +50,27 @@ def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -
     return Plot(figure, _alt(f"Line chart, {title}", alts))
 
 
-def gains_figure(log_gains: ArrayLike) -> Plot:
-    """The marginal log-gain of every pick, in the order of the greedy selection.
+def gains_figure(log_gains: Mapping[str, ArrayLike]) -> Plot:
+    """The marginal log-gain of every pick, in the order of the greedy selection; with a legend of several.
 
     Args:
-        log_gains: The gains [k]. What is not finite is not drawn.
+        log_gains: Name -> the gains [k]. What is not finite is not drawn.
     """
     title = "What each pick adds"
-    gains = _finite(log_gains)  # [k]
     with styled():
         figure = Figure(figsize=(7.2, 3.6))
         axes = figure.add_subplot(title=title, xlabel="pick", ylabel="marginal log-gain, nats")
-        drawn = _line(axes, 0, np.arange(1.0, len(gains) + 1), gains, np.zeros(len(gains)))
-        _finish_lines(axes, drawn is not None)
-    return Plot(figure, _alt(f"Line chart, {title}", [drawn[1]] if drawn else []))
+        lines: dict[str, Artist] = {}
+        alts = []
+        for number, (name, values) in enumerate(log_gains.items()):
+            gains = _finite(values)  # [k]
+            if drawn := _line(axes, number, np.arange(1.0, len(gains) + 1), gains, np.zeros(len(gains))):
+                lines[name], ends = drawn
+                alts.append(f"{name}: {ends}" if len(log_gains) > 1 else ends)
+        _finish_lines(axes, bool(lines))
+        if len(lines) > 1:
+            _legend(figure, lines)
+    return Plot(figure, _alt(f"Line chart, {title}", alts))
 
 
 def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
@@ -146,8 +153,7 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 def _label(name: str) -> str:
     """A name that fits a figure: one line, printable (SVG is XML, which has no control characters)."""
-    name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
+    return shorten("".join(c if c.isprintable() else " " for c in name), _LONGEST_LABEL)
 
 
 def _alt(what: str, series: Sequence[str]) -> str:

@@ -70,6 +70,11 @@ class Table:
         return table
 
 
+def shorten(name: str, longest: int) -> str:
+    """A name of at most so many characters, the last an ellipsis where it was longer."""
+    return name if len(name) <= longest else name[: longest - 1] + "…"
+
+
 def format_value(value: object) -> str:
     """Counts with separators, other numbers with four significant digits, yes or no; nothing for None."""
     if value is None:

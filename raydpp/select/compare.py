@@ -24,7 +24,7 @@ from raydpp.errors import UserError
 from raydpp.progress import progress_bar, reporter
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
 from raydpp.report.html import Section, render
-from raydpp.report.table import Table
+from raydpp.report.table import Table, shorten
 from raydpp.select.inputs import SelectionJob
 from raydpp.select.request import Picked, Request, numbers
 from raydpp.storage import Folder
@@ -35,6 +35,7 @@ MOST = 20_000
 """The most examples to compare sets of: log det of a set in a given order holds m x m numbers (3 GB)."""
 
 _SEEDS = (0, 1, 2)
+_LONGEST_NAME = 20  # characters of a source
 _BESIDE_RANDOM = 2_000  # picks up to which a selection is always compared with random ones: seconds
 
 
@@ -129,8 +130,7 @@ def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
     names = [name for name in _COLUMNS if any(one[name] is not None for one in records)]
     rows = []
     for one in sorted(records, key=lambda one: -one["log_det"]):
-        mix = [f"{share:.0%} {source}" for source, share in one["sources"].items()]
-        rows.append([*(one[name] for name in names), ", ".join(mix[:3] + ["..."] * (len(mix) > 3))])
+        rows.append([*(one[name] for name in names), mix_in_words(one["sources"])])
     return Table(
         "The same budget by other methods (log det: larger is more diverse; distance: smaller)",
         [*(_COLUMNS[name] for name in names), "source mix"],
@@ -146,7 +146,7 @@ def write_report(
         Section(
             "What each pick adds",
             "The marginal log-gain of every pick: where it flattens, more examples add little.",
-            figures=[gains_figure(picked.selection.log_gains)],
+            figures=[gains_figure({"selection": picked.selection.log_gains})],
         ),
         Section(
             "Where the examples come from",
@@ -181,6 +181,12 @@ def source_mix(rows: pa.Table) -> dict[str, float]:
         return {}
     counts = {str(one["values"]): one["counts"] / len(rows) for one in rows["source"].value_counts().to_pylist()}
     return dict(sorted(counts.items(), key=lambda one: -one[1]))
+
+
+def mix_in_words(shares: Mapping[str, float]) -> str:
+    """The three largest shares, for a cell of a table."""
+    mix = [f"{share:.0%} {shorten(source, _LONGEST_NAME)}" for source, share in shares.items()]
+    return ", ".join(mix[:3] + ["..."] * (len(mix) > 3))
 
 
 def check_size(size: int) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raydpp.cluster import Here
-from raydpp.dpp.objective import Score, robust_scale
+from raydpp.dpp.objective import Objective, Score, quantile_scale, robust_scale
 from raydpp.errors import UserError
 from raydpp.select.request import Request, numbers
 from raydpp.storage import Folder
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 ROWS_PER_PARTITION = 65_536
 _LEAST_ROWS = 4_096
+_SAMPLE = 4_000  # rows that tell how far diversity tells examples apart
 _ENOUGH_SHARDS = 64  # from here on, shards get more threads: each costs the rounds a call and some candidates
 
 _READ = "Parquet, CSV, TSV, JSON or JSON lines, each also compressed (.gz, .zst, .bz2)"
@@ -121,15 +122,45 @@ def check_tokens(tasks: Here, table: GradientTable, cost: str, tokens: int, excl
         raise UserError(f"--tokens {tokens}: the cheapest example costs {least:,.0f} ({cost}), so that nothing fits")
 
 
-def quality_scales(tasks: Here, table: GradientTable, scores: Sequence[Score]) -> tuple[Score, ...]:
-    """The same scores with the center and scale of their columns over the whole table, read by a task."""
+def fit_objective(
+    tasks: Here, table: GradientTable, objective: Objective, auto: bool, spread: bool, size: int | None = None
+) -> Objective:
+    """The same with what a sample of the table tells, in one task.
+
+    With ``auto`` the gamma of an rbf kernel; with ``spread`` the unit of quality, that of log residuals after ``size``
+    picks, where the weight leaves room for both.
+    """
+    auto, spread = auto and objective.kernel.name == "rbf", spread and 0 < objective.quality_weight < 1
+    return tasks.get(tasks.submit(_fit, table, objective, auto, spread, size)) if auto or spread else objective
+
+
+def _fit(table: GradientTable, objective: Objective, auto: bool, spread: bool, size: int | None) -> Objective:
+    from raydpp.dpp.scale import MOST_PICKS, PAIRS_OF, median_gamma, residual_spread
+
+    features = table.sample(_SAMPLE if spread else PAIRS_OF)  # (n, D)
+    if auto:
+        objective = replace(objective, kernel=replace(objective.kernel, gamma=median_gamma(features)))
+    if spread:
+        objective = replace(objective, quality_unit=residual_spread(features, size or MOST_PICKS, objective.kernel))
+    return objective
+
+
+def quality_scales(
+    tasks: Here, table: GradientTable, scores: Sequence[Score], quantiles: bool = False
+) -> tuple[Score, ...]:
+    """The same scores with the center and scale of their columns over the whole table, read by a task.
+
+    With ``quantiles`` those that make them 0 to 1 between two quantiles (``objective.QUANTILES``).
+    """
     if not scores:
         return ()
     columns = [score.column for score in scores]
     own = [name for name in columns if name not in table.scored]
     read_columns(table.parts[:1], own)  # refuses a column that is not there
-    scales = tasks.get(tasks.submit(_scales, table, columns))
-    return tuple(replace(score, center=c, scale=s) for score, (c, s) in zip(scores, scales, strict=True))
+    scales = tasks.get(tasks.submit(_scales, table, columns, quantiles))
+    return tuple(
+        replace(score, center=c, scale=s, bounded=quantiles) for score, (c, s) in zip(scores, scales, strict=True)
+    )
 
 
 def source_counts(table: GradientTable) -> dict[str, int]:
@@ -177,9 +208,9 @@ def _least_cost(table: GradientTable, cost: str, excluded: pa.Array) -> float:
     return 0.0 if least == np.inf else float(least)  # nothing is left to pick from: the search says so
 
 
-def _scales(table: GradientTable, columns: Sequence[str]) -> list[tuple[float, float]]:
-    rows = table.read_columns(table.parts, columns)
-    return [robust_scale(numbers(rows, column)) for column in columns]
+def _scales(table: GradientTable, columns: Sequence[str], quantiles: bool) -> list[tuple[float, float]]:
+    rows, scale = table.read_columns(table.parts, columns), quantile_scale if quantiles else robust_scale
+    return [scale(numbers(rows, column)) for column in columns]
 
 
 def score_files(urls: Sequence[str]) -> list[Part]:

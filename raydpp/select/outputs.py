@@ -109,8 +109,7 @@ class Distances:
 
 def about(table: GradientTable, request: Request, how: str, config: Mapping[str, Any]) -> dict[str, str]:
     """What a card says of how its examples were selected, by name."""
-    kernel, made, weight = request.objective.kernel, table.fingerprint, config["quality_weight"]
-    similarity = f"gamma {kernel.gamma:g}" if kernel.name == "rbf" else f"ridge {kernel.ridge:g}"
+    made, weight = table.fingerprint, config["quality_weight"]
     scored = " ".join(config["quality"] or [config["cost_column"]])
     judged = f", quality weight {weight:g} on {scored}" if weight else ""
     limits = ("size", "tokens", "min_log_gain", "min_per_source", "max_per_source", "owned", "exclude")
@@ -122,7 +121,7 @@ def about(table: GradientTable, request: Request, how: str, config: Mapping[str,
     return {
         "picked from": f"`{config['table']}`, {table.rows:,} examples of `{config['corpus'] or table.corpus}`",
         "points": points,
-        "picked by": f"{how}, {kernel.name} kernel, {similarity}{judged}",
+        "picked by": f"{how}, {request.objective.kernel}{judged}",
         "budget": f"`{' '.join(budget)}`",
         "again": f"`raydpp select --config {config['out']}/run.json --out NEW`",
     }

@@ -19,6 +19,7 @@ from raydpp.select.inputs import (
     check_tokens,
     digest,
     find_owned,
+    fit_objective,
     join_scores,
     partitioned,
     quality_scales,
@@ -47,9 +48,10 @@ def select(
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
     kernel: Literal["rbf", "cosine"] = "rbf",
-    gamma: float = 1.0,
+    gamma: float | Literal["auto"] = "auto",
     ridge: float | None = None,
     quality_weight: float = 0.0,
+    quality_scale: Literal["spread", "quantiles"] = "spread",
     quality: list[str] | None = None,
     scores: list[str] | None = None,
     target: list[str] | None = None,
@@ -62,6 +64,7 @@ def select(
     partitions: int | None = None,
     exact: bool = False,
     dry_run: bool = False,
+    preview: bool = False,
     oversample: float = 4.0,
     certify: bool = True,
     corpus: str | None = None,
@@ -83,10 +86,14 @@ def select(
 
     What to select by:
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
-        gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar.
+        gamma: Inverse squared length scale of the rbf kernel; larger counts only closer examples as similar. auto: 2
+            over the median squared distance of two examples, from a sample; about 1 for gradients.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
         quality_weight: w, from 0 (diversity alone) to 1 (quality alone): the objective is
-            (1 - w) log det K + w (sum of quality).
+            (1 - w) log det K + w u (sum of quality).
+        quality_scale: What quality is beside diversity: spread, each score standardised, and u the spread of log
+            residuals at the budget, from a sample, so that 0.5 weighs both alike by any kernel; or quantiles, each
+            score 0 to 1 between its 1 % and 99 % quantiles, and u one nat (Wang et al. 2024).
         quality: The columns of the table that say how good an example is, COLUMN or COLUMN=WEIGHT, a negative weight
             where less is better; each is standardised by its median and median absolute deviation. Default the
             response's length.
@@ -96,9 +103,8 @@ def select(
         target: What to aim at: output folders of raydpp extract (of a validation set, made with the same options as the
             table), or Parquet files. An example's score, the column target, is its cosine with the mean of the source
             of them that it is nearest to; default --quality is this score. With --quality-weight 1 the selection is the
-            top by similarity to the target (LESS, Xia et al. 2024), below it diverse too: of gradients at the default
-            gamma, weights of about 0.01 to 0.05 are between the two. Where the targets are part of the table, --exclude
-            them.
+            top by similarity to the target (LESS, Xia et al. 2024), below it diverse too. Where the targets are part of
+            the table, --exclude them.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
             facility-location (every example near a pick), dedup (semantic de-duplication by --threshold).
         seed: Of what is random in a baseline.
@@ -137,6 +143,9 @@ def select(
 
     Output:
         out: Folder to write; it must be new, empty, or this same run's.
+        preview: Whether only to show, in seconds from a sample, what a handful of gammas and quality weights would
+            select beside the ones given: what the last pick adds, the source mix, lengths, the overlap. Writes
+            OUT/preview.html and nothing else.
         compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
             distance, quality and source mix.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
@@ -147,7 +156,7 @@ def select(
     owned, exclude, scores, target = ([absolute(url) for url in urls] for urls in lists)
     if target and not quality:
         quality = [TARGET]
-    config = {name: value for name, value in locals().items() if name not in ("dry_run", "given", "lists")}
+    config = {name: value for name, value in locals().items() if name not in ("dry_run", "preview", "given", "lists")}
     if size is None and tokens is None and min_log_gain is None:
         raise UserError("no budget: give --size, --tokens or --min-log-gain")
     if oversample < 1:
@@ -160,7 +169,7 @@ def select(
     if target and quality_weight == 0 and method == "greedy":
         raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.02, or 1 for the nearest")
     judged = tuple(parse_score(text) for text in quality or [cost_column])
-    objective = Objective(Kernel(kernel, gamma, ridge), quality_weight)
+    objective = Objective(Kernel(kernel, 1.0 if gamma == "auto" else gamma, ridge), quality_weight)
     least = parse_quotas("--min-per-source", min_per_source or [])
     most = parse_quotas("--max-per-source", max_per_source or [])
     budget = Budget(size, tokens, least, most, min_log_gain)
@@ -185,9 +194,14 @@ def select(
     identity: dict[str, Any] = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
     if targets:
         identity["target"] = [one.identity for one in targets]
-    run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
-    if run.done:
-        return run.done
+    rows = opened.rows
+    if preview:
+        from raydpp.select.preview import SAMPLE
+        from raydpp.select.preview import preview as show
+    else:
+        run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
+        if run.done:
+            return run.done
     # torch and matplotlib take seconds: mistakes, and what is done already, are found before they are loaded
     from raydpp.select import compare as comparing
     from raydpp.select.compare import Choice, pick_baselines
@@ -199,24 +213,32 @@ def select(
         have = find_owned(tasks, owned, exclude, opened)
         if have.unknown:
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
+        if preview:
+            opened = replace(opened, parts=opened.some_parts(SAMPLE))
         named = [score.column for score in judged if not (target and score.column == TARGET)]
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
         groups = partitioned(opened, partitions, exact, tasks)
         if targets:
             opened = score_by_target(tasks, opened, groups, targets)
-        if tokens is not None:
+        if tokens is not None and not preview:
             check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
-        counted = quality_weight > 0 or method == "quality" or compare
+        counted = (quality_weight > 0 or method == "quality" or compare or preview) and (
+            quality or opened.has(cost_column)
+        )
         request = replace(
             request,
-            quality=quality_scales(tasks, opened, judged) if counted and (quality or opened.has(cost_column)) else (),
-            budget=budget.in_counts(opened.rows, [str(source) for source in counts]),
+            objective=fit_objective(tasks, opened, objective, gamma == "auto", quality_scale == "spread", count),
+            quality=quality_scales(tasks, opened, judged, quality_scale == "quantiles") if counted else (),
+            budget=budget.in_counts(rows, [str(source) for source in counts]),
         )
         job = SelectionJob(opened, groups, request, have, "select", tasks)
+        if preview:
+            return show(job, rows, quality_scale == "spread", out)
         shares = len(job.partitions)
         wanted = "as many" if count is None else f"{count:,}"
         log.info("select: %s of %s examples, %d partition%s", wanted, f"{opened.rows:,}", shares, "s" * (shares > 1))
+        log.info("select: %s", request.objective)
         certificate = None
         if method != "greedy":
             picked = pick_baselines(job, [Choice(method, seed, threshold)])[method]
@@ -263,6 +285,8 @@ def select(
             "owned_unknown": have.unknown,
         },
         "log_det": log_det,
+        "gamma": request.objective.kernel.gamma if kernel == "rbf" else None,
+        "quality_unit": request.objective.quality_unit,
         "rounds": picked.rounds,
         "seconds": {part: round(took, 1) for part, took in picked.seconds.items()},
         "certificate": certificate and certificate.facts,

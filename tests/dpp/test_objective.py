@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from raydpp.dpp.kernels import Kernel
-from raydpp.dpp.objective import Objective, Score, check_scores, combine, robust_scale, standardise
+from raydpp.dpp.objective import (
+    Objective,
+    Score,
+    check_scores,
+    combine,
+    quantile_scale,
+    robust_scale,
+    standardise,
+)
 from raydpp.errors import UserError
 
 NONE = np.zeros(3)
@@ -47,9 +55,27 @@ def test_the_modular_term_is_quality_less_what_an_item_costs() -> None:
     np.testing.assert_allclose(Objective(Kernel(), 0.25).modular(2, quality), [0.25, -0.5])
     np.testing.assert_allclose(Objective(Kernel(), 0.25).modular(2, quality, costs), [0.25, -1.25])
     np.testing.assert_allclose(Objective(Kernel()).modular(2, quality, costs), [0.0, -1.0])
+    np.testing.assert_allclose(Objective(Kernel(), 0.25, 0.1).modular(2, quality, costs), [0.025, -0.8])
     assert quality.tolist() == [1.0, -2.0]
     with pytest.raises(UserError, match="needs quality scores"):
         Objective(Kernel(), 0.25).modular(2, None, costs)
+
+
+def test_bounded_scores_are_zero_to_one_between_two_quantiles() -> None:
+    values = np.random.default_rng(0).permutation(np.arange(101.0))
+    low, width = quantile_scale(values)
+    assert (low, width) == pytest.approx((1.0, 98.0))
+    scores = combine([values, values], [Score("a", 1.0, low, width, True), Score("b", -3.0, low, width, True)])
+    np.testing.assert_allclose(scores, -0.5 * np.clip((values - 1) / 98, 0, 1), atol=1e-12)
+    assert combine([np.full(3, 7.0)], [Score("a", 1.0, *quantile_scale(np.full(3, 7.0)), True)]).tolist() == [0, 0, 0]
+    assert quantile_scale(np.empty(0)) == (0.0, 0.0)
+
+
+def test_an_objective_says_what_it_is() -> None:
+    assert str(Objective(Kernel("rbf", 0.25))) == "rbf kernel, gamma 0.25"
+    assert str(Objective(Kernel("cosine"), 0.5, 0.03)) == (
+        "cosine kernel, ridge 0.1, quality weight 0.5, a score of 1 worth 0.03 nats"
+    )
 
 
 def test_a_weight_out_of_range_is_refused() -> None:

@@ -18,8 +18,8 @@ CURVES = {
     [
         pytest.param(lambda: curve_figure({}), id="no curves"),
         pytest.param(lambda: curve_figure({"a": ([1, 2], [np.nan, np.inf], [0, 0])}), id="not finite"),
-        pytest.param(lambda: gains_figure([]), id="no gains"),
-        pytest.param(lambda: gains_figure(np.full(3, -np.inf)), id="gains of nothing"),
+        pytest.param(lambda: gains_figure({}), id="no gains"),
+        pytest.param(lambda: gains_figure({"a": np.full(3, -np.inf)}), id="gains of nothing"),
         pytest.param(lambda: mix_figure({}), id="no sets"),
         pytest.param(lambda: mix_figure({"corpus": {}}), id="no sources"),
     ],
@@ -63,10 +63,18 @@ def test_the_legend_names_every_curve_that_is_drawn_beside_its_line() -> None:
 def test_long_runs_of_gains_stay_small_and_keep_their_ends() -> None:
     gains = np.full(50_000, -np.inf)
     gains[:20_001] = -np.arange(20_001) / 1000
-    plot = gains_figure(gains)
+    plot = gains_figure({"selection": gains})
     assert "0 at 1 to -20 at 20,001" in plot.alt
     assert np.nanmin(np.asarray(plot.figure.axes[0].lines[0].get_ydata())) == -20
     assert len(render("t", "", [Section("s", figures=[plot])])) < 100_000
+
+
+def test_several_runs_of_gains_have_a_legend_and_one_has_none() -> None:
+    plot = gains_figure({"one": [0, -1], "two": [0, -2, -3], "empty": [np.nan]})
+    (legend,) = plot.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
+    assert plot.alt.endswith("one: 0 at 1 to -1 at 2; two: 0 at 1 to -3 at 3.")
+    assert not gains_figure({"one": [0, -1]}).figure.legends
 
 
 def test_sources_are_sorted_and_the_rest_folded() -> None:

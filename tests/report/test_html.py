@@ -38,7 +38,7 @@ class Page(HTMLParser):
 def build() -> str:
     plots = [
         curve_figure(CURVES),
-        gains_figure(np.linspace(0, -5, 40)),
+        gains_figure({"a": np.linspace(0, -5, 40)}),
         mix_figure({"corpus": {EVIL: 0.7, "b": 0.3}, "_chosen": {EVIL: 0.4, "b": 0.6}}),
     ]
     table = Table("How far", ["table", "rows", "distance"], [[EVIL, 52002, 0.512345], ["dolly", 15011, float("nan")]])

@@ -14,7 +14,7 @@ from raydpp.report.style import COLOURS
 def html() -> str:
     plots = [
         curve_figure({"alpaca": ([50, 500, 5000], [0.51, 0.62, 0.74], [0.01, 0.01, 0.02])}),
-        gains_figure(np.linspace(0, -5, 40)),
+        gains_figure({"a": np.linspace(0, -5, 40)}),
         mix_figure({"corpus": {"a": 0.7, "b": 0.3}, "_chosen": {"a": 0.4, "b": 0.6}}),
     ]
     return render("t", "", [Section("s", figures=plots)])

@@ -275,7 +275,7 @@ def test_a_search_that_fails_leaves_no_actor_behind(cluster: None, table: str, t
     for start in (0, 500):
         write_table(Folder.at(tmp_path / "long.parquet"), f"{start}.parquet", rows.slice(start, 500))
     with pytest.raises(UserError, match="1 of 500 rows of zeros"):
-        select(str(tmp_path / "long.parquet"), str(tmp_path / "out"), 20, partitions=2, exact=True)
+        select(str(tmp_path / "long.parquet"), str(tmp_path / "out"), 20, gamma=1.0, partitions=2, exact=True)
     assert alive() == []
 
 

@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from raydpp.cluster import Here
-from raydpp.dpp.objective import Score, robust_scale
+from raydpp.dpp.kernels import Kernel
+from raydpp.dpp.objective import Objective, Score, quantile_scale, robust_scale
+from raydpp.dpp.scale import median_gamma, residual_spread
 from raydpp.errors import UserError
 from raydpp.select.inputs import (
     digest,
     find_owned,
+    fit_objective,
     join_scores,
     quality_scales,
     read_scores,
@@ -63,6 +66,25 @@ def test_a_file_that_is_not_one_of_ids_is_refused(table: str, tmp_path: Path) ->
         find_owned(Here(), [], [str(tmp_path / "bad.jsonl")], opened)
 
 
+def test_what_a_sample_tells_of_the_objective(table: str) -> None:
+    opened = open_table(table, "gradient")
+    features = opened.sample(40)
+    gamma, weighed = median_gamma(features), Objective(Kernel(), 0.5)
+    assert fit_objective(Here(), opened, Objective(Kernel()), True, True, 8) == Objective(Kernel("rbf", gamma))
+    unit = residual_spread(features, 8, Kernel("rbf", gamma))
+    assert fit_objective(Here(), opened, weighed, True, True, 8) == Objective(Kernel("rbf", gamma), 0.5, unit)
+    unit = residual_spread(features, 8, Kernel())
+    assert fit_objective(Here(), opened, weighed, False, True, 8) == replace(weighed, quality_unit=unit)
+    unit = residual_spread(features, 20, Kernel())
+    assert fit_objective(Here(), opened, weighed, False, True) == replace(weighed, quality_unit=unit)
+    unit = residual_spread(features, 8, Kernel("cosine"))
+    assert fit_objective(Here(), opened, Objective(Kernel("cosine"), 0.5), True, True, 8) == Objective(
+        Kernel("cosine"), 0.5, unit
+    )
+    for asked in (weighed, Objective(Kernel(), 1.0), Objective(Kernel("cosine"))):
+        assert fit_objective(Here(), opened, asked, False, asked.quality_weight == 1) is asked
+
+
 def test_scales_are_of_the_whole_table(table: str) -> None:
     lengths = rows_of(table)["response_tokens"].to_numpy()
     opened = open_table(table, "gradient")
@@ -76,6 +98,8 @@ def test_scales_are_of_the_whole_table(table: str) -> None:
     assert [(s.center, s.scale) for s in both] == [
         pytest.approx(robust_scale(values)) for values in (np.arange(40.0) ** 2, lengths, np.arange(40.0) ** 2)
     ]
+    (bounded,) = quality_scales(Here(), opened, (Score("response_tokens"),), quantiles=True)
+    assert (bounded.center, bounded.scale, bounded.bounded) == (*quantile_scale(lengths), True)
     with pytest.raises(UserError, match="has no column 'charm'"):
         quality_scales(Here(), opened, (Score("charm"),))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 from raydpp import runs
 from raydpp.cli import main
 from raydpp.dpp.greedy import greedy_map
+from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import standardise
+from raydpp.dpp.scale import median_gamma, residual_spread
 from raydpp.errors import UserError
 from raydpp.extract.stage import extract
 from raydpp.measure.stage import measure
@@ -35,7 +38,7 @@ def features(table: str) -> tuple[list[str], np.ndarray]:
 def test_one_partition_is_exact_greedy_and_the_examples_come_with_it(table: str, tmp_path: Path) -> None:
     run = select(table, str(tmp_path / "out"), 0.25, partitions=1)
     ids, vectors = features(table)
-    expected = greedy_map(vectors, 10, ids=ids)
+    expected = greedy_map(vectors, 10, ids=ids, gamma=run.record["gamma"])
     picks = pq.read_table(Path(run.out) / "selection")
     assert picks["id"].to_pylist() == [ids[i] for i in expected.indices]
     assert picks["rank"].to_pylist() == list(range(1, 11))
@@ -355,3 +358,33 @@ def test_a_fraction_of_1_is_the_whole(table: str, tmp_path: Path) -> None:
     assert len(pq.read_table(tmp_path / "again" / "selection")) == 40
     with pytest.raises(UserError, match=r"--max-per-source first=1\.0: give SOURCE=NUMBER, or SOURCE=FRACTION below 1"):
         select(table, str(tmp_path / "quota"), 4, max_per_source=["first=1.0"])
+
+
+def test_gamma_comes_from_the_data_and_is_said(table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "raydpp")
+    ids, rows = features(table)
+    auto = select(table, str(tmp_path / "auto"), 6, partitions=1)
+    gamma = auto.record["gamma"]
+    assert gamma == median_gamma(rows) != 1.0
+    assert f"select: rbf kernel, gamma {gamma:g}" in caplog.text
+    assert picked(auto) == [ids[i] for i in greedy_map(rows, 6, ids=ids, gamma=gamma).indices]
+    assert f"rbf kernel, gamma {gamma:g}" in (Path(auto.out) / "README.md").read_text()
+    named = select(table, str(tmp_path / "named"), 6, partitions=1, gamma=0.01)
+    assert named.record["gamma"] == 0.01
+    assert select(table, str(tmp_path / "cosine"), 6, kernel="cosine").record["gamma"] is None
+
+
+def test_quality_is_weighed_by_the_spread_or_as_the_paper_does(table: str, tmp_path: Path) -> None:
+    ids, rows = features(table)
+    lengths = pq.read_table(Path(table) / "gradients").sort_by("id")["response_tokens"].to_numpy()
+    run = select(table, str(tmp_path / "spread"), 6, quality_weight=0.4, gamma=0.25)
+    unit = residual_spread(rows, 6, Kernel("rbf", 0.25))
+    assert run.record["quality_unit"] == unit
+    asked: dict[str, Any] = {"ids": ids, "gamma": 0.25, "quality_weight": 0.4}
+    expected = greedy_map(rows, 6, quality=standardise(lengths), quality_unit=unit, **asked)
+    assert picked(run) == [ids[i] for i in expected.indices]
+    run = select(table, str(tmp_path / "quantiles"), 6, quality_weight=0.4, gamma=0.25, quality_scale="quantiles")
+    assert run.record["quality_unit"] == 1.0
+    low, high = np.quantile(lengths, [0.01, 0.99])
+    expected = greedy_map(rows, 6, quality=((lengths - low) / (high - low)).clip(0, 1), **asked)
+    assert picked(run) == [ids[i] for i in expected.indices]

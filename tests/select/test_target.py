@@ -75,7 +75,8 @@ def test_weight_one_takes_the_nearest_and_less_balances_with_diversity(
     if weight == 1:
         best = np.argsort(-scores)[:8]
     else:
-        best = greedy_map(sphere(60, 0), 8, quality=scores, quality_weight=weight, ids=ids).indices
+        made = {name: run.record[name] for name in ("gamma", "quality_unit")}
+        best = greedy_map(sphere(60, 0), 8, quality=scores, quality_weight=weight, ids=ids, **made).indices
         assert best.tolist() != np.argsort(-scores)[:8].tolist()
     assert picks == [ids[n] for n in best]
     again = {"target": [target], "quality_weight": weight}
