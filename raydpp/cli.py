@@ -20,6 +20,7 @@ import jsonargparse
 import yaml
 
 from raydpp.errors import UserError
+from raydpp.presets import SOURCES, options_of, presets_for
 
 if TYPE_CHECKING:
     from raydpp.runs import RunResult
@@ -54,12 +55,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=line)
     name = parser.parse_args(arguments[:1]).name  # the options are for the parser of that command alone
     stage = find_stage(name)
-    return run(stage, stage_parser(stage, f"raydpp {name}").parse_args(arguments[1:]))
+    return run(stage, parse(stage, arguments[1:], f"raydpp {name}"))
 
 
 def run_job(stage: Stage, arguments: Sequence[str] | None = None) -> int:
     """One stage as a script of its own, for ``ray job submit``. Returns 0, or 2 for a mistake of the user's."""
-    return run(stage, stage_parser(stage).parse_args(arguments))
+    return run(stage, parse(stage, arguments))
+
+
+def parse(stage: Stage, arguments: Sequence[str] | None, prog: str | None = None) -> jsonargparse.Namespace:
+    """The options of a stage, those of ``--preset`` where they are not given."""
+    parser = stage_parser(stage, prog)
+    options = parser.parse_args(arguments)
+    if preset := options.get("preset"):
+        parser.set_defaults(options_of(preset, stage.__name__))
+        options = parser.parse_args(arguments)
+    return options
 
 
 def run(stage: Stage, options: jsonargparse.Namespace) -> int:
@@ -68,7 +79,7 @@ def run(stage: Stage, options: jsonargparse.Namespace) -> int:
 
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("raydpp").setLevel(logging.INFO)
-    given = {name: value for name, value in vars(options).items() if name != "config"}
+    given = {name: value for name, value in vars(options).items() if name not in ("config", "preset")}
     try:
         outcome = stage(**given)
     except UserError as error:
@@ -115,6 +126,8 @@ def stage_parser(stage: Stage, prog: str | None = None) -> jsonargparse.Argument
         action=jsonargparse.ActionConfigFile,
         help="YAML or JSON file with options by name, or the run.json of a run to repeat; options given here win.",
     )
+    if presets := presets_for(stage.__name__):
+        parser.add_argument("--preset", choices=presets, help=" ".join(map(_explained(stage), presets)))
     hints = typing.get_type_hints(stage)
     parser.kinds = {name: _item_type(hints[name])[0] for name in parameters}
     for title, helps in groups.items():
@@ -133,6 +146,17 @@ def stage_parser(stage: Stage, prog: str | None = None) -> jsonargparse.Argument
             else:
                 group.add_argument(_flag(name), default=parameters[name].default, **settings)
     return parser
+
+
+def _explained(stage: Stage) -> Callable[[str], str]:
+    """What a preset sets, for people."""
+
+    def words(preset: str) -> str:
+        options = options_of(preset, stage.__name__).items()
+        shown = [f"{_flag(name)} {' '.join(map(str, v)) if isinstance(v, list) else v}" for name, v in options]
+        return f"{preset}: what {SOURCES[preset]} used, {', '.join(shown)}; options given here win."
+
+    return words
 
 
 def parse_docstring(text: str) -> tuple[str, dict[str, dict[str, str]]]:
@@ -154,12 +178,13 @@ def _item_type(hint: Any) -> tuple[Any, bool]:
 
 
 def _described(kind: Any) -> str:
-    """A type for people: Literal["a", "b"] -> one of a, b; int | float | None -> a number."""
+    """A type for people: Literal["a", "b"] -> one of a, b; float | Literal["auto"] -> a number or auto."""
     choices = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
-        return f"one of {', '.join(choices)}"
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return [name for one, name in names.items() if one in (kind, *choices)][-1]
+    words = [_described(one) for one in choices if typing.get_origin(one) is typing.Literal]
+    return " or ".join([[name for one, name in names.items() if one in (kind, *choices)][-1], *words])
 
 
 def _flag(name: str) -> str:

@@ -104,14 +104,17 @@ def distance_from_curves(
     subset: Subset,
     kernel: Kernel,
     error: float | None = None,
+    drop_below: float | None = None,
 ) -> LogDetDistance:
     """The distance at every size over all pairs of a draw, (draws, m), and a reference, (seeds, m or more).
 
-    The kernel that gave the curves tells by its floor which rows counted as it.
+    The kernel that gave the curves tells by its floor which rows counted as it. Log gains below ``drop_below``, in
+    nats, count as 0 in both (Wang et al. 2024, their code: -7).
     """
     size = set_curves.shape[1]
     sizes = np.arange(1, size + 1)
-    pairs = (reference_curves[None, :, :size] - set_curves[:, None, :]) / sizes  # (draws, seeds, m)
+    of_set, of_reference = (_without_small_gains(c, drop_below) for c in (set_curves, reference_curves[:, :size]))
+    pairs = (of_reference[None] - of_set[:, None]) / sizes  # (draws, seeds, m)
     means, stds = pairs.mean(axis=(0, 1)), pairs.std(axis=(0, 1))  # (m,)
     floored = np.diff(set_curves, axis=1, prepend=0.0) <= math.log(kernel.floor) + 1e-6  # (draws, m)
     return LogDetDistance(
@@ -125,6 +128,12 @@ def distance_from_curves(
         floored=int(floored.sum(axis=1).max()),
         error=error,
     )
+
+
+def _without_small_gains(curves: np.ndarray, least: float | None) -> np.ndarray:
+    """Log-det curves, (n, m), in which steps below some nats are 0."""
+    gains = np.diff(curves, axis=1, prepend=0.0)
+    return curves if least is None else np.where(gains < least, 0.0, gains).cumsum(axis=1)
 
 
 MOST_WITH_ERROR = 4_000
@@ -159,6 +168,7 @@ def log_det_distance(
     reference_seeds: Sequence[int] = (0, 1, 2, 3, 4),
     seed: int = 0,
     ids: Ids | None = None,
+    drop_below: float | None = None,
     device: torch.device | str | None = None,
 ) -> LogDetDistance:
     """How far a dataset is from m points uniform on the sphere (Wang et al. 2024, arXiv 2402.02318).
@@ -178,6 +188,7 @@ def log_det_distance(
         reference_seeds: One reference set for each.
         seed: Of the uniform samples; sample i depends on (seed, i) alone.
         ids: N distinct strings or integers, for ties and messages; the row index if None.
+        drop_below: Log gains below this, in nats, count as 0, of the dataset and of the reference; None: none does.
         device: Where to compute; needs float64.
 
     Raises:
@@ -201,4 +212,4 @@ def log_det_distance(
         curves = np.stack(
             [log_det_curve(rows.take(torch.from_numpy(pick).to(rows.device)), similarity) for pick in picks]
         )
-    return distance_from_curves(curves, references, subset=subset, kernel=similarity)
+    return distance_from_curves(curves, references, subset=subset, kernel=similarity, drop_below=drop_below)

@@ -39,6 +39,7 @@ def extract(
     layers: str = "all",
     lora_rank: int | None = None,
     lora_targets: list[str] | None = None,
+    lora_init: Literal["signs", "gaussian"] = "signs",
     max_length: int = 2048,
     end_of_turn: bool = True,
     difficulty: bool = False,
@@ -88,6 +89,7 @@ def extract(
             model's width, 32 (below 1,280) to 64 (from 2,048).
         lora_targets: Module names a fresh adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
+        lora_init: How A of a fresh adapter is drawn: random signs, or gaussian as PEFT does, which errs a little more.
         difficulty: Whether to add the score difficulty (instruction-following difficulty: the loss over the loss
             without the prompt), which costs one more forward pass.
 
@@ -136,7 +138,7 @@ def extract(
     extractor = ExtractorConfig(
         model,
         representation,
-        Adapter(adapter, targets, layers),
+        Adapter(adapter, targets, layers, lora_init),
         dimension,
         lora_rank or 0,
         seed,

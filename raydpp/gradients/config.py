@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 Representation = Literal["gradient", "hidden", "embedding"]
+LoraInit = Literal["signs", "gaussian"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
@@ -20,11 +21,14 @@ class Adapter:
         targets: "all-linear", or the module names (suffixes) that a fresh adapter goes on.
         layers: "all", "last:N" for the last N transformer blocks, or a regular expression that module names are
             searched for. The backward pass ends at the first of them.
+        init: How A of a fresh adapter is drawn: random signs, or normal numbers ("gaussian", as PEFT can). Signs
+            estimate cosines better: large inputs cost them nothing.
     """
 
     kind: str = "fresh"
     targets: str | tuple[str, ...] = "all-linear"
     layers: str = "all"
+    init: LoraInit = "signs"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydpp.gradients.config import LoraInit
+
 _ENTRIES = 2**26
 """The most entries of layer gradients at once."""
 
@@ -33,8 +35,12 @@ class Projection:
     ``shapes`` are the (outputs, inputs) of every layer's gradient, ``dimension`` is D, and ``rows`` are those of R;
     both are even: each half of the coordinates is made of rows of its own, so that the halves are independent
     projections, and what they differ by tells how far their sum is off. Inputs of no more features than a half has
-    rows are kept whole. The same seed gives the same map, another seed an independent one. Products are rounded to
-    ``dtype``, or to the gradients' own type where that is wider; sums are of the total's.
+    rows are kept whole. R is of random signs, or of normal numbers (``init``). The same seed gives the same map,
+    another seed an independent one. Products are rounded to ``dtype``, or to the gradients' own type where that is
+    wider; sums are of the total's.
+
+    Attributes:
+        maps: R of each layer, (rows, inputs); None where inputs are kept whole.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Projection:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        init: LoraInit = "signs",
     ) -> None:
         if dimension < 2 or dimension % 2 or rows < 2 or rows % 2:
             raise ValueError(f"a projection to {dimension} dimensions with {rows} rows: both must be even, at least 2")
@@ -52,23 +59,24 @@ class Projection:
             raise ValueError("there is no layer to project")
         self.dimension = dimension
         half = dimension // 2
-        self._right: dict[str, Tensor | None] = {}
+        self.maps: dict[str, Tensor | None] = {}
         self._sign: dict[str, Tensor] = {}  # (2, E): of the E entries in each half
         self._shift: dict[str, int] = {}
         for name, (outputs, inputs) in shapes.items():
             kept = inputs if inputs <= rows // 2 else rows // 2
             right = None
             if kept < inputs:
-                right = torch.from_numpy(rademacher(rows, inputs, derived_generator(seed, name, "right")))
+                draw = {"signs": rademacher, "gaussian": gaussian}[init]
+                right = torch.from_numpy(draw(rows, inputs, derived_generator(seed, name, "right")))
                 right = right.to(device, dtype)
-            self._right[name] = right
+            self.maps[name] = right
             spread = derived_generator(seed, name, "spread")
             self._sign[name] = torch.from_numpy(_signs((2, outputs * kept), spread)).to(device, dtype)
             self._shift[name] = int(spread.integers(half))
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
         """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
-        right = self._right[name]
+        right = self.maps[name]
         if right is None:
             return torch.cat([inputs, inputs], dim=-1) * math.sqrt(0.5)  # each half sees all of them
         return inputs @ right.to(inputs.dtype).T
@@ -114,6 +122,11 @@ def derived_generator(seed: int, name: str, side: str) -> np.random.Generator:
 def rademacher(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
     """A (rows, columns) float32 matrix of independent signs over sqrt(rows), so that E[M^T M] is the identity."""
     return _signs((rows, columns), generator) / np.float32(math.sqrt(rows))
+
+
+def gaussian(rows: int, columns: int, generator: np.random.Generator) -> np.ndarray:
+    """The same of normal numbers, as PEFT's init_lora_weights="gaussian" draws A, up to its scale."""
+    return generator.standard_normal((rows, columns), dtype=np.float32) / np.float32(math.sqrt(rows))
 
 
 def _signs(shape: tuple[int, int], generator: np.random.Generator) -> np.ndarray:

@@ -98,7 +98,7 @@ class GradientExtractor(Extractor):
         dtype = _dtype(self.model)
         product = torch.float32 if dtype == torch.float16 else dtype  # which a product of two could leave
         self.projection = Projection(
-            shapes, config.dimension, config.rank, config.projection_seed, self.device, product
+            shapes, config.dimension, config.rank, config.projection_seed, self.device, product, config.adapter.init
         )
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])

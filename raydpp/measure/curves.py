@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow as pa
+import torch
 
 from raydpp.cluster import Here
 from raydpp.diversity.distance import greedy_curve, log_det_curve, projection_error, reference_curves
 from raydpp.dpp.budget import Budget
+from raydpp.dpp.features import unit_rows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective
+from raydpp.dpp.scale import PAIRS_OF, median_gamma
 from raydpp.select.inputs import Owned, SelectionJob, partitioned
 from raydpp.select.partition_merge import OVERSAMPLE, distributed_greedy
 from raydpp.select.request import Request
 from raydpp.tables import GradientTable, concatenated, vectors
+
+
+def common_gamma(tables: Sequence[GradientTable]) -> float:
+    """``median_gamma`` of a sample of all of some tables."""
+    each = -(-PAIRS_OF // len(tables))
+    return median_gamma(torch.cat([unit_rows(table.sample(each)) for table in tables]))
 
 
 def one_partition(table: GradientTable) -> bool:

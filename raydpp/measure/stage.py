@@ -34,11 +34,12 @@ def measure(
     subset: Literal["greedy", "uniform"] = "greedy",
     split_by_source: bool = False,
     kernel: Literal["rbf", "cosine"] = "rbf",
-    gamma: float = 1.0,
+    gamma: float | Literal["auto"] = 1.0,
     ridge: float | None = None,
     draws: int = 5,
     reference_seeds: list[int] | None = None,
     seed: int = 0,
+    drop_below: float | None = None,
     feature_column: str = "gradient",
     address: str | None = None,
 ) -> runs.RunResult:
@@ -55,11 +56,14 @@ def measure(
             redundant a typical draw is).
         split_by_source: Whether to measure every source of the tables for itself.
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
-        gamma: Inverse squared length scale of the rbf kernel.
+        gamma: Inverse squared length scale of the rbf kernel; distances compare only at the same one. auto: 2 over the
+            median squared distance of two examples of these tables, from a sample.
         ridge: Added to the kernel's diagonal; default 0 for rbf, 0.1 for cosine.
         draws: How many uniform subsets are averaged over; greedy has one.
         reference_seeds: Seeds of the reference point sets, one each; default 0 1 2 3 4.
         seed: Of the uniform subsets.
+        drop_below: Leave log gains below this, in nats, out of both sums, as Wang et al. do at -7: copies then count
+            as nothing, not as the numerical floor.
         feature_column: The column with the features, where a table was not written by raydpp.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
@@ -78,7 +82,7 @@ def measure(
             checked_seed(name, one)
     opened = [open_table(url, feature_column) for url in tables]
     same_fingerprint(opened)
-    similarity = Kernel(kernel, gamma, ridge)
+    similarity = Kernel(kernel, 1.0 if gamma == "auto" else gamma, ridge)
     run = runs.begin("measure", config, [table.identity for table in opened])
     if run.done:
         return run.done
@@ -93,11 +97,13 @@ def measure(
 
     # torch takes seconds: mistakes, and what is done already, are found before it is loaded
     from raydpp.diversity.distance import distance_from_curves
-    from raydpp.measure.curves import greedy_curves, one_partition, references, uniform_curves
+    from raydpp.measure.curves import common_gamma, greedy_curves, one_partition, references, uniform_curves
 
     tasks = tasks_for("measure", address, given, all(map(one_partition, opened)))
     with unwrap_task_errors():
-        log.info("measure: %d tables at %d examples each", len(opened), m)
+        if gamma == "auto" and kernel == "rbf":
+            similarity = replace(similarity, gamma=tasks.get(tasks.submit(common_gamma, opened)))
+        log.info("measure: %d tables at %d examples each, %s", len(opened), m, similarity)
         reference = references(tasks, m, opened[0].dimension, similarity, seeds)
         distances = {}
         for table in opened:
@@ -108,20 +114,21 @@ def measure(
                 else uniform_curves(tasks, table, m, similarity, draws, seed)
             )
             distances[table.name] = distance_from_curves(
-                curves, reference, subset=subset, kernel=similarity, error=error
+                curves, reference, subset=subset, kernel=similarity, error=error, drop_below=drop_below
             )
     results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
-    shown = distance_table(results)
+    shown = distance_table(results, similarity)
     run.out.write_json("distances.json", [_with_curve(one, kernel, distances[one["table"]]) for one in results])
     run.out.write_text("report.html", report(shown, distances))
     least = min(distances, key=lambda name: distances[name].mean)
     summary = (
-        f"measure: log-det distance at {m:,} examples ({subset}, {kernel}): "
+        f"measure: log-det distance at {m:,} examples ({subset}, {similarity}): "
         + (f"{distances[least].mean:.4f} nats per example" if len(opened) == 1 else f"most diverse {least}")
         + f" -> {run.out}"
     )
     counts = {"tables": len(opened), "size": m}
-    return run.finish(summary, counts=counts, results=results, tables=[shown.record])
+    used = similarity.gamma if kernel == "rbf" else None
+    return run.finish(summary, counts=counts, gamma=used, results=results, tables=[shown.record])
 
 
 def _warn_of_noise(table: GradientTable) -> None:
@@ -130,13 +137,13 @@ def _warn_of_noise(table: GradientTable) -> None:
         log.warning("measure: %s: %s", table.name, found.words(table.dimension))
 
 
-def distance_table(results: Sequence[Mapping[str, Any]]) -> Table:
+def distance_table(results: Sequence[Mapping[str, Any]], kernel: Kernel) -> Table:
     """What measure found, most diverse first."""
     columns = {"table": "table", "examples": "rows", "m": "size", "distance": "mean", "std": "std"}
     if any(one["error"] is not None for one in results):
         columns["projection's error"] = "error"
     return Table(
-        "Log-det distance, nats per example (smaller is more diverse)",
+        f"Log-det distance, nats per example (smaller is more diverse; {kernel})",
         list(columns),
         [[one[name] for name in columns.values()] for one in sorted(results, key=lambda one: one["mean"])],
     )

@@ -173,3 +173,24 @@ def test_rows_that_are_not_finite_are_refused_by_id() -> None:
     x[1, 1] = np.nan
     with pytest.raises(UserError, match="ids b"):
         log_det_distance(x, 2, ids=["a", "b", "c"])
+
+
+def test_small_gains_are_left_out_of_both_sums() -> None:
+    x = np.concatenate([sphere(30, 6), sphere(30, 6)[:4]])  # four copies
+    kernel = Kernel("rbf", 0.3)
+    gains = np.diff(log_det_curve(x, kernel), prepend=0.0)
+    reference = np.diff(reference_curves(34, 6, kernel, [0, 1]), axis=1, prepend=0.0)
+    for least in (-2.0, -7.0):
+        kept = [np.where(one < least, 0.0, one).sum() for one in (gains, *reference)]
+        found = distance_from_curves(
+            log_det_curve(x, kernel)[None],
+            reference.cumsum(1),
+            subset="uniform",
+            kernel=kernel,
+            drop_below=least,
+        )
+        assert found.mean == pytest.approx((np.mean(kept[1:]) - kept[0]) / 34)
+        assert found.floored == 4
+    whole = log_det_distance(x, 34, gamma=0.3)
+    dropped = log_det_distance(x, 34, gamma=0.3, drop_below=-7.0)
+    assert dropped.mean < whole.mean - 1  # the copies' floors are gone

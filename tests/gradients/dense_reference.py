@@ -28,6 +28,7 @@ class RademacherProjection:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        init: str = "signs",
     ) -> None:
         self.dimension = dimension
         self._seed = seed

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raydpp.gradients.projection import Projection, derived_generator, rademacher
+from raydpp.gradients.projection import Projection, derived_generator, gaussian, rademacher
 from tests.gradients.dense_reference import BLOCK, RademacherProjection
 
 Kind = type[Projection] | type[RademacherProjection]
@@ -256,3 +256,16 @@ def test_blocks_have_different_signs() -> None:
     first, second = torch.zeros(2, 2 * BLOCK, 1)
     first[0], second[BLOCK] = 1, 1
     assert abs(float(project_densely(first, 1024) @ project_densely(second, 1024))) < 4 / math.sqrt(1024)
+
+
+def test_a_gaussian_map_preserves_inner_products_and_is_none_of_signs() -> None:
+    draws = np.stack([gaussian(6, 9, derived_generator(seed, "layer", "right")) for seed in range(3000)])  # (k, 6, 9)
+    products = (draws.transpose(0, 2, 1) @ draws).mean(0)  # (9, 9)
+    np.testing.assert_allclose(products, np.eye(9), atol=4 * np.sqrt(2 / 6 / 3000))
+    assert np.mean((draws * np.sqrt(6)) ** 4) == pytest.approx(3, rel=0.05)  # of signs: 1
+    shapes = {"layer": (4, 9)}
+    one, two = (Projection(shapes, 16, 6, init=init).maps["layer"] for init in ("gaussian", "signs"))
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one.numpy(), gaussian(6, 9, derived_generator(0, "layer", "right")))
+    np.testing.assert_allclose(two.abs().numpy(), 6**-0.5)

@@ -16,6 +16,7 @@ from raydpp.gradients.config import Adapter, Dtype, ExampleFeatures, ExtractorCo
 from raydpp.gradients.model import load_encoder, load_tokenizer
 from raydpp.gradients.representations import Extractor, load_extractor, without_prompt
 from raydpp.gradients.tokenization import TokenizedExample, tokenize_for_encoder
+from tests.gradients.lora_reference import cosines, lora_b_gradients
 
 ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2", "granite"]
 REPRESENTATIONS: list[tuple[Representation, str]] = [
@@ -408,3 +409,29 @@ def test_what_a_models_own_code_raises_is_said_in_a_sentence(
     expected = rf"'.*' cannot be used for --representation {representation}: NotImplementedError: needs a kernel$"
     with pytest.raises(UserError, match=expected):
         load_extractor(ExtractorConfig(model_folder("llama"), representation))
+
+
+def test_the_papers_features_are_explicit_lora_b_gradients_projected_as_well_as_by_scikit_learn(
+    model_folder: Callable[[str], str],
+    load: Callable[..., Any],
+    examples: Callable[..., list[TokenizedExample]],
+) -> None:
+    from sklearn.random_projection import SparseRandomProjection
+
+    dozen, folder = examples(*range(8, 20)), model_folder("llama")
+    targets, rank = ("q_proj", "k_proj", "v_proj", "o_proj"), 8
+    config = ExtractorConfig(folder, adapter=Adapter(targets=targets, init="gaussian"), rank=rank)
+    ours, theirs = [], []
+    for seed in range(4):
+        extractor: Any = load_extractor(replace(config, dimension=256, projection_seed=seed))
+        right = extractor.projection.maps
+        assert {tuple(numbers.shape) for numbers in right.values()} == {(rank, 16)}
+        explicit = lora_b_gradients(load(folder, torch.float32), targets, right, dozen)
+        if not seed:
+            fine = load_extractor(replace(config, dimension=2**16))  # next to no two entries meet
+            np.testing.assert_allclose(cosines(fine(dozen).features), cosines(explicit), atol=0.02)
+        sparse = SparseRandomProjection(256, random_state=seed).fit_transform(explicit)
+        ours.append(cosines(extractor(dozen).features) - cosines(explicit))
+        theirs.append(cosines(sparse) - cosines(explicit))
+    assert 0 < np.std(ours) < 1.2 * np.std(theirs)
+    assert abs(np.mean(ours)) < 0.02

@@ -11,6 +11,8 @@ import pytest
 
 import raydpp
 from raydpp.diversity.fidelity import SAMPLE, fidelity
+from raydpp.dpp.features import unit_rows
+from raydpp.dpp.scale import median_gamma
 from raydpp.errors import UserError
 from raydpp.measure.stage import measure
 from raydpp.storage import Folder
@@ -92,3 +94,36 @@ def test_mistakes_are_named(table: str, tmp_path: Path) -> None:
         measure([plain], out)
     with pytest.raises(UserError, match="not lists of numbers"):
         measure([plain], out, feature_column="x")
+
+
+def test_gamma_comes_from_all_tables_and_is_said(table: str, tmp_path: Path) -> None:
+    rows = pq.read_table(Path(table) / "gradients").sort_by("id")
+    own = unit_rows(vectors(rows["gradient"])).numpy()
+    near = own + 30 * np.eye(64)[0]
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    write_table(
+        Folder.at(tmp_path), "near.parquet", pa.table({"id": rows["id"], "gradient": list(near.astype(np.float32))})
+    )
+    one = measure([table], str(tmp_path / "one"), gamma="auto")
+    both = measure([table, str(tmp_path / "near.parquet")], str(tmp_path / "both"), gamma="auto")
+    assert one.record["gamma"] == median_gamma(vectors(rows["gradient"]))
+    assert both.record["gamma"] == median_gamma(np.concatenate([own, near])) != one.record["gamma"]
+    assert f"gamma {one.record['gamma']:g}" in one.summary
+    assert f"gamma {both.record['gamma']:g}" in both.tables[0].title
+    again = measure([table], str(tmp_path / "again"), gamma=one.record["gamma"])
+    assert again.record["results"] == one.record["results"]
+    assert measure([table], str(tmp_path / "cosine"), gamma="auto", kernel="cosine").record["gamma"] is None
+
+
+def test_small_gains_can_be_dropped(table: str, tmp_path: Path) -> None:
+    rows = pq.read_table(Path(table) / "gradients")
+    write_table(Folder.at(tmp_path), "twice.parquet", rows.take([*range(40), 1, 2]).drop_columns("id").append_column(
+        "id", pa.array([f"{n:03d}" for n in range(42)])))  # fmt: skip
+    twice = str(tmp_path / "twice.parquet")
+    kept, dropped = (
+        measure([twice], str(tmp_path / f"{least}"), gamma=0.25, drop_below=least).record["results"][0]["mean"]
+        for least in (None, -7.0)
+    )
+    expected = raydpp.log_det_distance(vectors(pq.read_table(twice)["gradient"]), 42, gamma=0.25, drop_below=-7.0)
+    assert dropped == pytest.approx(expected.mean)
+    assert kept > dropped + 2 * 10 / 42
