@@ -32,7 +32,7 @@ def extract(
     limit: int | None = None,
     per_source: int | None = None,
     only: list[str] | None = None,
-    representation: Literal["gradient", "hidden", "embedding"] = "gradient",
+    representation: Literal["gradient", "hidden", "weighted-hidden", "embedding"] = "gradient",
     dimension: int = 8192,
     seed: int = 0,
     adapter: str = "fresh",
@@ -77,9 +77,10 @@ def extract(
         model: Language model: a Hugging Face name, a folder written by save_pretrained, or a .gguf file; for embeddings
             a text encoder. Actors on other nodes must find it under the same name.
         representation: How an example is seen: gradient (of its response loss), hidden (the mean of the model's last
-            hidden states over the response) or embedding (a text encoder's mean-pooled output).
-        dimension: D, the number of coordinates of a projected gradient: a cosine is off by about 1 / sqrt(D). Hidden
-            and embedding have their model's width.
+            hidden states over the response), weighted-hidden (over prompt and response, later tokens counting more:
+            RDS+, Ivison et al. 2025) or embedding (a text encoder's mean-pooled output).
+        dimension: D, the number of coordinates of a projected gradient: a cosine is off by about 1 / sqrt(D). The
+            other representations have their model's width.
         seed: Seeds the LoRA adapter and the projection.
         adapter: The parameters whose gradients are taken: fresh (a new LoRA adapter, whose gradient stands for that of
             the weights themselves), or the folder of an adapter that PEFT has trained and saved.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-Representation = Literal["gradient", "hidden", "embedding"]
+Representation = Literal["gradient", "hidden", "weighted-hidden", "embedding"]
 LoraInit = Literal["signs", "gaussian"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
@@ -38,7 +38,8 @@ class ExtractorConfig:
     Attributes:
         model: A transformers model name or folder, or a .gguf file; for embeddings, a text encoder.
         representation: How an example is seen: the projected gradient of its response loss, the mean of the model's
-            last hidden states over its response tokens, or a text encoder's mean-pooled output.
+            last hidden states over its response tokens, or over all tokens weighted by their position (RDS+), or a text
+            encoder's mean-pooled output.
         adapter: The parameters whose gradients are taken (gradients only).
         dimension: D, the number of coordinates of a projected gradient, even; the others have their model's width.
         rank: r of a fresh adapter: to how many numbers a layer's inputs are mapped before the projection, even. Those

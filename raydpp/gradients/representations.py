@@ -32,6 +32,7 @@ def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") 
     kinds: dict[str, type[Extractor]] = {
         "gradient": GradientExtractor,
         "hidden": HiddenExtractor,
+        "weighted-hidden": HiddenExtractor,
         "embedding": EmbeddingExtractor,
     }
     try:
@@ -117,7 +118,11 @@ class GradientExtractor(Extractor):
 
 
 class HiddenExtractor(Extractor):
-    """The mean of the model's last hidden states over the positions that hold response tokens."""
+    """The mean of the model's last hidden states over the response tokens, or over all tokens, weighted by position.
+
+    The latter is RDS+ (Ivison et al. 2025, arXiv 2503.01807): of s tokens the i-th has the weight i / (1 + ... + s), so
+    that later ones, which have seen more, count more (SGPT, Muennighoff 2022, arXiv 2202.08904).
+    """
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
         super().__init__(config, device)
@@ -132,7 +137,8 @@ class HiddenExtractor(Extractor):
         loss, hidden = self.loss(ids, response)
         if hidden is None:
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # type: ignore[operator]
-        found = {"feature": _mean_over(hidden, response), "loss": loss}
+        weights = _positions(examples, ids) if self.config.representation == "weighted-hidden" else response  # (n, s)
+        found = {"feature": _mean_over(hidden, weights), "loss": loss}
         return _with_difficulty(found, self, examples)
 
 
@@ -147,15 +153,21 @@ class EmbeddingExtractor(Extractor):
     @torch.no_grad()
     def one_batch(self, examples: list[TokenizedExample]) -> Mapping[str, Tensor]:
         ids, _ = pad(examples, self.device)  # (n, s)
-        lengths = to_device(np.array([len(example.ids) for example in examples]), self.device)
-        own = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]  # (n, s): not padding
+        own = _positions(examples, ids) > 0  # (n, s): not padding
         hidden = self.model(input_ids=ids, attention_mask=own.long()).last_hidden_state  # (n, s, H)
         return {"feature": _mean_over(hidden, own)}
 
 
-def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
-    """(n, s, H) states and (n, s) bool -> (n, H) means over the chosen positions, at least in float32."""
-    return (at_least_float32(hidden) * chosen[:, :, None]).sum(1) / chosen.sum(1, keepdim=True)
+def _positions(examples: Sequence[TokenizedExample], ids: Tensor) -> Tensor:
+    """(n, s) 1, 2, ... at each example's own tokens, 0 at padding."""
+    lengths = to_device(np.array([len(example.ids) for example in examples]), ids.device)  # (n,)
+    places = torch.arange(1, ids.shape[1] + 1, device=ids.device)  # (s,)
+    return places * (places <= lengths[:, None])
+
+
+def _mean_over(hidden: Tensor, weights: Tensor) -> Tensor:
+    """(n, s, H) states and (n, s) whole weights, or bool -> (n, H) weighted means, at least in float32."""
+    return (at_least_float32(hidden) * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
 
 
 _LEAST_LOSS = 1e-6  # nats a token: below, a model knows a response by heart

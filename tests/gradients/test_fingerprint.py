@@ -45,3 +45,5 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> No
     assert template is not None
     assert template[0] == "template"
     assert "adapter" not in made(representation="hidden")
+    difference = first_difference(made(representation="hidden"), made(representation="weighted-hidden"))
+    assert difference == ("representation", "hidden", "weighted-hidden")

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,6 +22,8 @@ ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2", "granite"]
 REPRESENTATIONS: list[tuple[Representation, str]] = [
     *(("gradient", architecture) for architecture in ARCHITECTURES),
     *(("hidden", architecture) for architecture in ARCHITECTURES),
+    ("weighted-hidden", "llama"),
+    ("weighted-hidden", "granite"),
     ("embedding", "bert"),
     ("embedding", "llama"),
 ]
@@ -84,7 +86,7 @@ def test_what_is_not_finite_or_zero_becomes_a_reason_and_a_row_of_zeros() -> Non
     np.testing.assert_allclose(np.linalg.norm(found.features, axis=1), np.where(bad, 0, 1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("representation", ["gradient", "hidden", "embedding"])
+@pytest.mark.parametrize("representation", get_args(Representation))
 def test_a_reason_names_what_is_wrong_with_which_representation(representation: Representation) -> None:
     found = Given({"feature": FEATURES}, representation)(numbered(2, 4))
     assert found.losses is None
@@ -190,22 +192,28 @@ def test_a_response_known_by_heart_has_a_finite_difficulty(
     assert found.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_hidden_is_the_mean_of_the_last_hidden_states_at_response_tokens(
-    architecture: str, model_folder: Build, load: Build, examples: Build
+@pytest.mark.parametrize(
+    ("representation", "architecture"), [pair for pair in LANGUAGE_MODELS if pair[0] != "gradient"]
+)
+def test_hidden_is_a_mean_of_the_last_hidden_states(
+    representation: Representation, architecture: str, model_folder: Build, load: Build, examples: Build
 ) -> None:
     folder = model_folder(architecture)
     model = load(folder)
     given = examples(8, 20, 13)
     given.append(TokenizedExample(given[1].ids, np.isin(np.arange(20), [2, 3, 11]), False))
-    extractor = load_extractor(ExtractorConfig(folder, "hidden", dtype="float64"))
+    extractor = load_extractor(ExtractorConfig(folder, representation, dtype="float64"))
     found = whole(extractor(given))
     expected = []
     with torch.no_grad():
         for one in given:
             ids = torch.from_numpy(one.ids.astype(np.int64))[None]
             states = model(input_ids=ids, output_hidden_states=True).hidden_states[-1][0]
-            expected.append(states[torch.from_numpy(one.response)].mean(0).numpy())
+            if representation == "hidden":
+                expected.append(states[torch.from_numpy(one.response)].mean(0).numpy())
+            else:
+                weights = range(1, len(one.ids) + 1)
+                expected.append(np.average(states.numpy(), axis=0, weights=weights))
     assert errors(found, np.array(expected)).max() < 1e-6
     assert extractor.dimension == found.shape[1] == 16
 
