@@ -11,7 +11,9 @@ from typing import Literal
 
 KernelName = Literal["rbf", "cosine"]
 OracleName = Literal["auto", "textbook", "cholesky", "feature-space"]
-BaselineName = Literal["random", "quality", "length", "k-center", "k-means", "facility-location", "dedup"]
+BaselineName = Literal[
+    "random", "quality", "length", "k-center", "k-means", "facility-location", "dedup", "round-robin"
+]
 
 Progress = Callable[[int, float], None]
 """Called after each pick with the number of picks and the pick's log gain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ SAME = 1e-6
 """Unit rows nearer to each other than this are copies to k-center."""
 
 MOST_COVERED = 20_000
-"""Facility location holds the similarities of so many rows with one another: 1.6 GB of float32."""
+"""Facility location holds the similarities of so many rows with one another, round-robin as many numbers: 1.6 GB of
+float32."""
 
 _BLOCK = 1024  # rows compared together
 _POOL = 64  # candidates brought up to date together
@@ -48,6 +50,7 @@ def baseline(
     minimum: Quotas | None = None,
     maximum: Quotas | None = None,
     threshold: float = 0.95,
+    targets: Features | Sequence[Features] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | bool = False,
@@ -64,11 +67,16 @@ def baseline(
             for the sum over all rows of the cosine with the nearest pick, or 0 (Lin & Bilmes 2011, "A class of
             submodular functions for document summarization"), of at most 20,000 rows; ``dedup``, semantic
             de-duplication (Abbas et al. 2023, arXiv 2303.09540): rows in a random order (the best first if there is
-            quality), but those as near to a pick as ``threshold``.
+            quality), but those as near to a pick as ``threshold``; ``round-robin``, for each row of ``targets`` in turn
+            the nearest row that is not picked yet, or where there are several tasks, for each task in turn that which
+            is nearest to any of its rows (RDS+, Ivison et al. 2025, arXiv 2503.01807, and its public code); of at most
+            400 million cosines, one for each turn and row.
         features: (N, D) rows of unit norm.
         size: How many.
         lengths: (N,) for ``length``.
         threshold: Cosine similarity, for ``dedup``.
+        targets: (T, D) rows of unit norm, for ``round-robin``, or a list of them, one for each task. Turns go in their
+            order.
         seed: Of what is random.
 
     Raises:
@@ -80,7 +88,7 @@ def baseline(
     excluded = rows_of(exclude, ids, len(features), "exclude")
     items = Items(features, ids, costs=paid, sources=labels, excluded=excluded)
     similarity = Kernel(kernel, gamma, ridge)
-    return pick(method, items, budget, similarity, quality, lengths, threshold, seed, device, progress)
+    return pick(method, items, budget, similarity, quality, lengths, threshold, targets, seed, device, progress)
 
 
 def pick(
@@ -91,6 +99,7 @@ def pick(
     quality: Numbers | None = None,
     lengths: Numbers | None = None,
     threshold: float = 0.95,
+    targets: Features | Sequence[Features] | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | bool = False,
@@ -107,11 +116,13 @@ def pick(
         raise UserError("k-means makes as many clusters as picks: it needs a size, and knows neither tokens nor quotas")
     if method == "length" and lengths is None:
         raise UserError("the baseline by length needs lengths: give one number for each row")
+    if method == "round-robin" and (targets is None or not len(targets)):
+        raise UserError("round-robin takes turns over the rows of a target: give targets")
     counted = lengths if method == "length" else quality
     scores = None if counted is None and method != "quality" else check_scores(counted, 1.0, len(items))
     rows, state = items.unit_rows(device), budget.state(items)
     with reporting(progress, state.at_most) as report:
-        task = _Task(rows, items.order, state, scores, threshold, seed)
+        task = _Task(rows, items.order, state, scores, threshold, targets, seed)
         picks = in_order(state, _METHODS[method](task), report)
     ended = task.why is not None and not state.full
     stopped = f"stopped at pick {len(picks) + 1} of {len(picks) + state.left}: {task.why}" if ended else None
@@ -125,6 +136,7 @@ class _Task:
     state: BudgetState
     scores: np.ndarray | None  # (N,)
     threshold: float
+    targets: Features | Sequence[Features] | None  # (T, D) each
     seed: int
     why: str | None = None  # there are no more picks
 
@@ -237,6 +249,38 @@ def _dedup(task: _Task) -> Iterator[int]:
     task.why = f"all that is left is as near as {task.threshold:g} to a pick"
 
 
+def _round_robin(task: _Task) -> Iterator[int]:
+    assert task.targets is not None
+    given = [task.targets] if isinstance(task.targets, Features) else task.targets
+    tasks = [UnitRows(one, device=task.rows.device).take(dtype=torch.float32) for one in given]  # (t, D) each
+    for one in tasks:
+        if one.shape[1] != task.rows.dimension:
+            raise UserError(
+                f"the targets have {one.shape[1]} dimensions and the rows {task.rows.dimension}: they must be features"
+                " of the same kind"
+            )
+    # One task's rows take turns; of several tasks, each takes one, by the nearest of its rows.
+    sizes = [1] * len(tasks[0]) if len(tasks) == 1 else [len(one) for one in tasks]  # (turns,)
+    count = len(task.order)
+    if len(sizes) * count > MOST_COVERED**2:
+        raise UserError(
+            f"round-robin holds {len(sizes):,} x {count:,} numbers, at most {MOST_COVERED**2:,}: give fewer targets, or"
+            " another method"
+        )
+    targets, cosines = torch.cat(tasks), np.empty((len(sizes), count), np.float32)  # (T, D), (turns, N)
+    for start in range(0, count, _BLOCK):
+        some = slice(start, start + _BLOCK)
+        near = targets @ task.rows.take(some, torch.float32).T  # (T, b)
+        cosines[:, some] = torch.stack([turn.amax(0) for turn in near.split(sizes)]).numpy(force=True)
+    for turn in itertools.cycle(cosines):
+        if not task.state.eligible.any():
+            task.why = task.state.why_nothing()
+            return
+        nearest = np.where(task.state.eligible, turn, -np.inf)  # (N,)
+        tied = np.flatnonzero(nearest >= nearest.max() - SAME)
+        yield int(tied[task.order[tied].argmin()])
+
+
 _METHODS: dict[str, Callable[[_Task], Iterable[int]]] = {
     "random": _random,
     "quality": _best,
@@ -245,4 +289,5 @@ _METHODS: dict[str, Callable[[_Task], Iterable[int]]] = {
     "k-means": _k_means,
     "facility-location": _facility_location,
     "dedup": _dedup,
+    "round-robin": _round_robin,
 }

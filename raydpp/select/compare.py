@@ -27,6 +27,7 @@ from raydpp.report.html import Section, render
 from raydpp.report.table import Table, shorten
 from raydpp.select.inputs import SelectionJob
 from raydpp.select.request import Picked, Request, numbers
+from raydpp.select.target import target_tasks
 from raydpp.storage import Folder
 from raydpp.tables import GradientTable, vectors
 
@@ -53,7 +54,7 @@ def pick_baselines(job: SelectionJob, choices: Sequence[Choice]) -> dict[str, Pi
     with progress_bar(job.title, None, "picks") as bar:
         counter = job.tasks.counter(bar)
         running = [
-            job.tasks.submit(_baseline, job.table, choice, job.request, job.given.excluded, counter)
+            job.tasks.submit(_baseline, job.table, choice, job.request, job.given.excluded, job.targets, counter)
             for choice in choices
         ]
         job.tasks.wait(running, counter, bar)
@@ -64,7 +65,7 @@ def pick_baselines(job: SelectionJob, choices: Sequence[Choice]) -> dict[str, Pi
 def with_baselines(job: SelectionJob, picked: Picked, method: str, seed: int, threshold: float) -> list[dict[str, Any]]:
     """The picks of a method beside those of the baselines that the request and the table allow. See ``comparison``."""
     check_size(len(picked.rows))
-    names = [name for name in BASELINES if name != method and possible(name, job.request, job.table)]
+    names = [name for name in BASELINES if name != method and possible(name, job.request, job.table, job.targets)]
     choices = [Choice(name, seed, threshold) for name in names]
     return comparison(job, {method: picked, **pick_baselines(replace(job, title="compare"), choices)})
 
@@ -195,21 +196,32 @@ def check_size(size: int) -> None:
         raise UserError(f"--compare holds m x m numbers, too many for m = {size}: compare at --size {MOST} or less")
 
 
-def possible(method: BaselineName, request: Request, table: GradientTable) -> bool:
-    """Whether a baseline can answer this request over this table."""
+def possible(
+    method: BaselineName, request: Request, table: GradientTable, targets: Sequence[GradientTable] = ()
+) -> bool:
+    """Whether a baseline can answer this request over this table, with these targets."""
     if method == "quality":
         return bool(request.quality)
     if method == "length":
         return table.has(request.cost)
     if method == "facility-location":
         return table.rows <= MOST_COVERED
+    if method == "round-robin":
+        return bool(targets) and sum(one.rows for one in targets) * table.rows <= MOST_COVERED**2
     if method == "k-means":
         budget = request.budget
         return budget.size is not None and budget.tokens is None and not (budget.minimum or budget.maximum)
     return True
 
 
-def _baseline(table: GradientTable, choice: Choice, request: Request, exclude: pa.Array, counter: Any) -> Any:
+def _baseline(
+    table: GradientTable,
+    choice: Choice,
+    request: Request,
+    exclude: pa.Array,
+    targets: Sequence[GradientTable],
+    counter: Any,
+) -> Any:
     rows = table.read(table.parts, (*request.columns, *([request.cost] if choice.method == "length" else [])))
     rows = rows.filter(pc.invert(pc.is_in(rows["id"], exclude)))
     items = request.items(rows)
@@ -221,6 +233,7 @@ def _baseline(table: GradientTable, choice: Choice, request: Request, exclude: p
         quality=request.scores(rows),
         lengths=numbers(rows, request.cost) if choice.method == "length" else None,
         threshold=choice.threshold,
+        targets=target_tasks(targets) if choice.method == "round-robin" and targets else None,
         seed=choice.seed,
         progress=reporter(counter),
     )

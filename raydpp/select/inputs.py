@@ -70,6 +70,7 @@ class SelectionJob:
     given: Owned
     title: str  # of progress bars and messages
     tasks: Here
+    targets: Sequence[GradientTable] = ()  # what to aim at
 
     @property
     def partition_rows(self) -> list[int]:

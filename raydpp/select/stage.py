@@ -27,13 +27,15 @@ from raydpp.select.inputs import (
     source_counts,
 )
 from raydpp.select.request import Request, parse_quotas, parse_score
-from raydpp.select.target import TARGET, check_targets, score_by_target
+from raydpp.select.target import TARGET, TargetScore, check_targets, score_by_target
 from raydpp.storage import Folder, absolute
 from raydpp.tables import Part, open_table
 
 log = logging.getLogger(__name__)
 
-Method = Literal["greedy", "random", "quality", "length", "k-center", "k-means", "facility-location", "dedup"]
+Method = Literal[
+    "greedy", "random", "quality", "length", "k-center", "k-means", "facility-location", "dedup", "round-robin"
+]
 
 
 def select(
@@ -55,6 +57,7 @@ def select(
     quality: list[str] | None = None,
     scores: list[str] | None = None,
     target: list[str] | None = None,
+    target_score: TargetScore = "mean",
     cost_column: str = "response_tokens",
     oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
@@ -105,8 +108,13 @@ def select(
             of them that it is nearest to; default --quality is this score. With --quality-weight 1 the selection is the
             top by similarity to the target (LESS, Xia et al. 2024), below it diverse too. Where the targets are part of
             the table, --exclude them.
+        target_score: What that score is: mean, as above; nearest, the cosine with the nearest single example of the
+            target; conflict-aware, that of mean plus the cosine with the mean of the farthest source where it is
+            negative: what helps one source and harms another counts less.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
-            facility-location (every example near a pick), dedup (semantic de-duplication by --threshold).
+            facility-location (every example near a pick), dedup (semantic de-duplication by --threshold), round-robin
+            (for each example of --target in turn the nearest that is left, or with several sources for each source in
+            turn; over --representation weighted-hidden this is RDS+, Ivison et al. 2025; needs no --quality-weight).
         seed: Of what is random in a baseline.
         threshold: The cosine similarity from which dedup calls two examples the same.
         feature_column: The column with the features, where the table was not written by raydpp extract.
@@ -168,6 +176,9 @@ def select(
     checked_seed("--seed", seed)
     if target and quality_weight == 0 and method == "greedy":
         raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.02, or 1 for the nearest")
+    if not target and (method == "round-robin" or target_score != "mean"):
+        option = "--method round-robin" if method == "round-robin" else f"--target-score {target_score}"
+        raise UserError(f"{option} needs something to aim at: give --target")
     judged = tuple(parse_score(text) for text in quality or [cost_column])
     objective = Objective(Kernel(kernel, 1.0 if gamma == "auto" else gamma, ridge), quality_weight)
     least = parse_quotas("--min-per-source", min_per_source or [])
@@ -219,7 +230,7 @@ def select(
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
         groups = partitioned(opened, partitions, exact, tasks)
         if targets:
-            opened = score_by_target(tasks, opened, groups, targets)
+            opened = score_by_target(tasks, opened, groups, targets, target_score)
         if tokens is not None and not preview:
             check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
@@ -232,7 +243,7 @@ def select(
             quality=quality_scales(tasks, opened, judged, quality_scale == "quantiles") if counted else (),
             budget=budget.in_counts(rows, [str(source) for source in counts]),
         )
-        job = SelectionJob(opened, groups, request, have, "select", tasks)
+        job = SelectionJob(opened, groups, request, have, "select", tasks, targets)
         if preview:
             return show(job, rows, quality_scale == "spread", out)
         shares = len(job.partitions)

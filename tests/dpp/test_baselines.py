@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
-from raydpp.dpp import baselines
-from raydpp.dpp.baselines import BaselineName, baseline
+from raydpp.dpp import BaselineName, baselines
+from raydpp.dpp.baselines import baseline
 from raydpp.dpp.features import unit_rows
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError
 
-ALL: tuple[BaselineName, ...] = ("random", "quality", "length", "k-center", "k-means", "facility-location", "dedup")
+ALL: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
@@ -24,7 +24,7 @@ def sphere(rows: int, dimension: int, seed: int = 0) -> np.ndarray:
 def test_gains_are_those_of_the_picks(method: BaselineName) -> None:
     x = sphere(80, 6)
     numbers = np.arange(80.0) % 7
-    found = baseline(method, x, 12, quality=numbers, lengths=numbers, gamma=0.5)
+    found = baseline(method, x, 12, quality=numbers, lengths=numbers, targets=sphere(5, 6, 1), gamma=0.5)
     matrix = Kernel("rbf", 0.5).matrix(unit_rows(x)).numpy()
     assert len(set(found.indices.tolist())) == 12
     assert found.log_det == pytest.approx(np.linalg.slogdet(matrix[np.ix_(found.indices, found.indices)])[1])
@@ -40,17 +40,16 @@ def test_the_order_of_rows_does_not_matter(method: BaselineName) -> None:
     numbers = np.arange(90.0) % 4
     picked = []
     for order in (np.arange(90), np.random.default_rng(1).permutation(90)):
-        found = baseline(
-            method, x[order], 9, ids=ids[order], quality=numbers[order], lengths=numbers[order], threshold=0.8
-        )
+        given: dict[str, Any] = {"ids": ids[order], "quality": numbers[order], "lengths": numbers[order]}
+        found = baseline(method, x[order], 9, **given, threshold=0.8, targets=sphere(4, 5, 2))
         picked.append(ids[order][found.indices].tolist())
     assert picked[0] == picked[1]
 
 
-@pytest.mark.parametrize("method", ["random", "quality", "length", "k-center", "facility-location", "dedup"])
+@pytest.mark.parametrize("method", [name for name in ALL if name != "k-means"])
 def test_budgets_quotas_and_excludes_hold(method: BaselineName) -> None:
     x, costs = sphere(60, 8), 1.0 + np.arange(60) % 9
-    given: dict[str, Any] = {"quality": costs, "lengths": costs, "exclude": [3, 4, 5]}
+    given: dict[str, Any] = {"quality": costs, "lengths": costs, "exclude": [3, 4, 5], "targets": sphere(3, 8, 1)}
     found = baseline(method, x, tokens=50, costs=costs, **given)
     assert 41 < costs[found.indices].sum() <= 50
     assert not set(found.indices.tolist()) & {3, 4, 5}
@@ -137,6 +136,52 @@ def test_dedup_keeps_a_row_unless_one_like_it_is_kept(threshold: float) -> None:
     )
 
 
+def in_turns(scores: np.ndarray, count: int, picks: list[int]) -> list[int]:
+    """RDS+'s selection by (turns, N) scores, after these picks."""
+    for turn in range(count):
+        left = np.setdiff1d(np.arange(scores.shape[1]), picks)
+        picks = [*picks, int(left[scores[turn % len(scores), left].argmax()])]
+    return picks
+
+
+@pytest.mark.parametrize("rows", [60, 1100])  # less and more than one block
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_round_robin_takes_the_nearest_that_is_left_for_each_in_turn(rows: int, tasks: int) -> None:
+    x, given = sphere(rows, 5), [sphere(size, 5, size) for size in (7, 1, 4)[:tasks]]
+    targets: Any = given[0] if tasks == 1 else given
+    scores = given[0] @ x.T if tasks == 1 else np.array([(one @ x.T).max(0) for one in given])
+    found = baseline("round-robin", x, 40, targets=targets)
+    assert found.indices.tolist() == in_turns(scores, 40, [])
+    assert found.indices.tolist() != np.argsort(-scores.max(0))[:40].tolist()
+    assert baseline("round-robin", x, rows, targets=targets).stopped is None  # all of them
+    whole = np.round(127 * x / np.abs(x).max(1, keepdims=True)).astype(np.int8)
+    rounded = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+    near = given[0] @ rounded.T
+    assert baseline("round-robin", whole, 20, targets=given[0]).indices.tolist() == in_turns(near, 20, [])
+
+
+def test_round_robin_passes_over_what_may_not_be_picked() -> None:
+    x, targets, sources = sphere(60, 5), sphere(4, 5, 1), np.array(list("ab") * 30)
+    scores, shut = targets @ x.T, [0, 7, 9, 30]
+    found = baseline("round-robin", x, 30, targets=targets, exclude=shut)
+    assert found.indices.tolist() == in_turns(scores, 30, shut)[4:]
+    found = baseline("round-robin", x, 60, targets=targets, sources=sources, maximum={"a": 0})
+    assert found.indices.tolist() == in_turns(scores, 30, np.flatnonzero(sources == "a").tolist())[30:]
+    assert found.stopped == "stopped at pick 31 of 60: the maxima of the sources leave nothing to pick"
+    copies = np.tile(x[:3], (4, 1))
+    ids = np.random.default_rng(0).permutation(12)
+    found = baseline("round-robin", copies, 2, targets=copies[:2], ids=ids)
+    assert ids[found.indices].tolist() == [ids[0::3].min(), ids[1::3].min()]  # ties go by id
+
+
+def test_round_robin_refuses_more_cosines_than_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "MOST_COVERED", 10)
+    assert len(baseline("round-robin", sphere(25, 4), 3, targets=sphere(4, 4)).indices) == 3
+    assert len(baseline("round-robin", sphere(25, 4), 3, targets=[sphere(4, 4), sphere(9, 4)]).indices) == 3
+    with pytest.raises(UserError, match=r"5 x 25 numbers, at most 100: give fewer targets"):
+        baseline("round-robin", sphere(25, 4), 3, targets=sphere(5, 4))
+
+
 def test_copies_end_a_run() -> None:
     x = np.tile(sphere(5, 8), (3, 1))
     for method, words in (
@@ -157,7 +202,8 @@ def test_progress_gets_every_pick() -> None:
         seen: list[tuple[int, float]] = []
         numbers = np.arange(30.0)
         report = lambda count, gain, to=seen: to.append((count, gain))  # noqa: E731
-        baseline(method, sphere(30, 5), 7, quality=numbers, lengths=numbers, progress=report)
+        given: dict[str, Any] = {"quality": numbers, "lengths": numbers, "targets": sphere(3, 5, 1)}
+        baseline(method, sphere(30, 5), 7, **given, progress=report)
         assert [count for count, _ in seen] == list(range(1, 8))
 
 
@@ -171,6 +217,10 @@ def test_progress_gets_every_pick() -> None:
         ("k-means", {"tokens": 5, "costs": [1.0] * 9}, "neither tokens nor quotas"),
         ("dedup", {"size": 2, "threshold": 1.5}, "threshold is 1.5"),
         ("random", {"size": 10}, "larger than the pool of 9"),
+        ("round-robin", {"size": 2}, "give targets"),
+        ("round-robin", {"size": 2, "targets": []}, "give targets"),
+        ("round-robin", {"size": 2, "targets": np.eye(3)}, "targets have 3 dimensions and the rows 4"),
+        ("round-robin", {"size": 2, "targets": [np.eye(4), 2 * np.eye(4)]}, "without unit norm"),
     ],
 )
 def test_a_mistake_is_refused(method: Any, arguments: dict[str, Any], words: str) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from raydpp.diversity.distance import log_det_distance, projection_error
 from raydpp.dpp.budget import Budget
+from raydpp.dpp.features import unit_rows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective, Score
 from raydpp.errors import UserError
@@ -72,6 +73,14 @@ def test_baselines_run_beside_each_other(table: str) -> None:
     for picked in found.values():
         assert len(picked.rows) == 6
         assert not set(picked.rows["id"].to_pylist()) & set(shut.to_pylist())
+    (round_robin,) = pick_baselines(replace(job, targets=[opened]), [Choice("round-robin")]).values()
+    whole = opened.read(opened.parts)  # the table as its own target, of two sources: many ties of 1
+    points, sources = unit_rows(vectors(whole["gradient"])).numpy(), whole["source"].to_numpy()
+    turns = [(points[10:] @ points[sources == one].T).max(1) for one in dict.fromkeys(sources)]
+    picks: list[int] = []
+    for turn in range(6):
+        picks.append(next(n for n in np.argsort(-turns[turn % 2].round(6), kind="stable") if n not in picks))
+    assert round_robin.rows["id"].to_pylist() == [whole["id"][10 + n].as_py() for n in picks]
     lengths = opened.read(opened.parts).slice(10)["response_tokens"].to_numpy()
     assert sorted(found["length"].rows["response_tokens"].to_pylist()) == np.sort(lengths)[-6:].tolist()
 
@@ -91,6 +100,9 @@ def test_baselines_that_cannot_answer_are_left_out(table: str) -> None:
     assert possible("facility-location", plain, opened)
     many = replace(opened, parts=opened.parts * (20_000 // opened.rows + 1))
     assert not possible("facility-location", plain, many)
+    assert not possible("round-robin", plain, opened)
+    assert possible("round-robin", plain, opened, [opened])
+    assert not possible("round-robin", plain, many, [many])
     check_size(20_000)
     with pytest.raises(UserError, match="too many for m = 20001"):
         check_size(20_001)

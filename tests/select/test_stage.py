@@ -169,9 +169,15 @@ def test_one_flag_compares_with_every_baseline(table: str, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert all(name in shown for name in found)
     assert "The same budget by other methods" in (Path(out) / "report.html").read_text()
-    with_owned = select(table, str(tmp_path / "rest"), 6, owned=[out], compare=True)
+    aimed = {"target": [table], "quality_weight": 0.02}
+    with_owned = select(table, str(tmp_path / "rest"), 6, owned=[out], compare=True, **aimed)  # type: ignore[arg-type]
     rows = {row["method"]: row for row in with_owned.record["comparison"]}
     assert rows["greedy"]["log_det"] != pytest.approx(with_owned.record["log_det"])  # of the set by itself
+    assert {"round-robin", *found} == {*rows}
+    lengths = {row["id"]: row["response_tokens"] for row in pq.read_table(Path(table) / "gradients").to_pylist()}
+    alone = select(table, str(tmp_path / "alone"), 6, exclude=[out], method="round-robin", target=[table])
+    tokens = [lengths[one] for one in picked(alone)]
+    assert (rows["round-robin"]["tokens"], rows["round-robin"]["median_tokens"]) == (sum(tokens), np.median(tokens))
 
 
 def test_a_baseline_writes_what_greedy_writes(table: str, tmp_path: Path) -> None:
