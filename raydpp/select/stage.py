@@ -173,6 +173,8 @@ def select(
         raise UserError(f"--partitions {partitions}: at least one is needed")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    if target_score not in get_args(TargetScore):
+        raise UserError(f"--target-score {target_score}: use one of {', '.join(get_args(TargetScore))}")
     checked_seed("--seed", seed)
     if target and quality_weight == 0 and method == "greedy":
         raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.02, or 1 for the nearest")

@@ -136,6 +136,8 @@ def test_mistakes_are_refused(pool: str, table: str, tmp_path: Path) -> None:
         select(pool, out, 5, target=[target])
     with pytest.raises(UserError, match="--target-score nearest needs something to aim at"):
         select(pool, out, 5, target_score="nearest", quality_weight=1)
+    with pytest.raises(UserError, match="--target-score max: use one of mean, nearest"):
+        select(pool, out, 5, target=[target], target_score="max", quality_weight=1)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--method round-robin needs something to aim at: give --target"):
         select(pool, out, 5, method="round-robin")
     with pytest.raises(UserError, match=r"has 6 dimensions and .* 64"):
