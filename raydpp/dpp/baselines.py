@@ -272,6 +272,7 @@ def _round_robin(task: _Task) -> Iterator[int]:
         some = slice(start, start + _BLOCK)
         near = targets @ task.rows.take(some, torch.float32).T  # (T, b)
         cosines[:, some] = torch.stack([turn.amax(0) for turn in near.split(sizes)]).numpy(force=True)
+    # RDS+'s code lets a turn pass where its nearest row is picked already; here it takes the next nearest.
     for turn in itertools.cycle(cosines):
         if not task.state.eligible.any():
             task.why = task.state.why_nothing()

@@ -121,7 +121,8 @@ class HiddenExtractor(Extractor):
     """The mean of the model's last hidden states over the response tokens, or over all tokens, weighted by position.
 
     The latter is RDS+ (Ivison et al. 2025, arXiv 2503.01807): of s tokens the i-th has the weight i / (1 + ... + s), so
-    that later ones, which have seen more, count more (SGPT, Muennighoff 2022, arXiv 2202.08904).
+    that later ones, which have seen more, count more (SGPT, Muennighoff 2022, arXiv 2202.08904). What a template puts
+    behind the last response, such as a line break, is no token here; RDS+'s code counts it.
     """
 
     def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
