@@ -9,6 +9,7 @@ import numpy as np
 
 Representation = Literal["gradient", "hidden", "weighted-hidden", "embedding"]
 LoraInit = Literal["signs", "gaussian"]
+Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 
 
@@ -49,6 +50,8 @@ class ExtractorConfig:
         batch_tokens: The most tokens, padding included, in one forward and backward pass; None is 512 on a CPU,
             where larger batches only add padding, and 16,384 on a GPU.
         difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
+        optimizer: "sgd" for the gradient as it is, "adam" for what Adam makes of it by the second moments in the
+            folder of a trained adapter (``optimizer``).
     """
 
     model: str
@@ -60,6 +63,7 @@ class ExtractorConfig:
     dtype: Dtype = "auto"
     batch_tokens: int | None = None
     difficulty: bool = False
+    optimizer: Optimizer = "sgd"
 
     def budget(self, device: str) -> int:
         """The most token positions of a batch on a type of device, such as cpu or cuda."""

@@ -10,6 +10,7 @@ from typing import Any
 from raydpp.gradients.chat_template import template_of
 from raydpp.gradients.config import ExtractorConfig, Masking
 from raydpp.gradients.model import revision
+from raydpp.gradients.optimizer import moments_file
 from raydpp.gradients.tokenization import MASK_RULE
 
 
@@ -41,6 +42,9 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
             "dimension": extractor.dimension,
             "seed": extractor.projection_seed,
         }
+        if extractor.optimizer != "sgd":
+            moments = revision(str(moments_file(extractor.adapter.kind)))
+            found["optimizer"] = {"kind": extractor.optimizer, "moments": moments}
     return found
 
 

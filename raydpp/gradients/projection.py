@@ -39,6 +39,9 @@ class Projection:
     another seed an independent one. Products are rounded to ``dtype``, or to the gradients' own type where that is
     wider; sums are of the total's.
 
+    ``scales`` multiply the gradients of the layers that they name entry by entry, (outputs, inputs) each, so that these
+    are formed after all, a layer at a time, in the scales' type where that is wider.
+
     Attributes:
         maps: R of each layer, (rows, inputs); None where inputs are kept whole.
     """
@@ -52,6 +55,7 @@ class Projection:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         init: LoraInit = "signs",
+        scales: Mapping[str, Tensor] | None = None,
     ) -> None:
         if dimension < 2 or dimension % 2 or rows < 2 or rows % 2:
             raise ValueError(f"a projection to {dimension} dimensions with {rows} rows: both must be even, at least 2")
@@ -59,6 +63,7 @@ class Projection:
             raise ValueError("there is no layer to project")
         self.dimension = dimension
         half = dimension // 2
+        self._scales = scales or {}
         self.maps: dict[str, Tensor | None] = {}
         self._sign: dict[str, Tensor] = {}  # (2, E): of the E entries in each half
         self._shift: dict[str, int] = {}
@@ -75,7 +80,13 @@ class Projection:
             self._shift[name] = int(spread.integers(half))
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
-        """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows)."""
+        """R a_s, all that must be kept of a layer's inputs until its backward pass: (n, s, inputs) -> (n, s, rows).
+
+        Where the gradient is scaled, the inputs themselves.
+        """
+        return inputs if name in self._scales else self._map_inputs(name, inputs)
+
+    def _map_inputs(self, name: str, inputs: Tensor) -> Tensor:
         right = self.maps[name]
         if right is None:
             return torch.cat([inputs, inputs], dim=-1) * math.sqrt(0.5)  # each half sees all of them
@@ -88,12 +99,22 @@ class Projection:
         """
         halves = total.view(len(total), 2, -1)
         dtype = torch.promote_types(output_gradients.dtype, self._sign[name].dtype)
-        at_once = max(1, _ENTRIES // self._sign[name].numel())
+        scale = self._scales.get(name)  # (outputs, inputs)
+        entries = self._sign[name].numel()
+        if scale is not None:
+            dtype, entries = torch.promote_types(dtype, scale.dtype), max(entries, scale.numel())
+        at_once = max(1, _ENTRIES // entries)
         for start in range(0, len(total), at_once):
             some = slice(start, start + at_once)
-            # R G^T, the sum over positions of (R a_s) g_s^T: G itself, (n, outputs, inputs), is never formed.
-            small = reduced[some].to(dtype).transpose(1, 2) @ output_gradients[some].to(dtype)  # (n, rows, outputs)
-            self._spread(halves[some], name, small.view(len(small), 2, -1))
+            kept, gradients = reduced[some].to(dtype), output_gradients[some].to(dtype)
+            if scale is None:
+                # R G^T, the sum over positions of (R a_s) g_s^T: G itself, (n, outputs, inputs), is never formed.
+                small = kept.transpose(1, 2) @ gradients  # (n, rows, outputs)
+            else:
+                # A scale of every entry does not commute with R: G first.
+                whole = (gradients.transpose(1, 2) @ kept).mul_(scale)  # (n, outputs, inputs)
+                small = self._map_inputs(name, whole).transpose(1, 2)  # (n, rows, outputs)
+            self._spread(halves[some], name, small.reshape(len(small), 2, -1))
 
     def _spread(self, halves: Tensor, name: str, entries: Tensor) -> None:
         """Entry e of a layer goes to coordinate (e + shift) modulo D / 2: (n, 2, D / 2), (n, 2, E).

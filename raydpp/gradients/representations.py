@@ -21,6 +21,7 @@ from raydpp.gradients.capture import GradientCapture
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import hidden_width, load_encoder, load_model
+from raydpp.gradients.optimizer import adam_scales
 from raydpp.gradients.projection import Projection
 from raydpp.gradients.tokenization import TokenizedExample
 
@@ -98,8 +99,18 @@ class GradientExtractor(Extractor):
         shapes = {layer.name: layer.shape for layer in self.target_layers}
         dtype = _dtype(self.model)
         product = torch.float32 if dtype == torch.float16 else dtype  # which a product of two could leave
+        scales = None
+        if config.optimizer == "adam":
+            scales = adam_scales(self.model, self.target_layers, config.adapter.kind)
         self.projection = Projection(
-            shapes, config.dimension, config.rank, config.projection_seed, self.device, product, config.adapter.init
+            shapes,
+            config.dimension,
+            config.rank,
+            config.projection_seed,
+            self.device,
+            product,
+            config.adapter.init,
+            scales,
         )
         _require_causal(self.model, config.model)
         self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])

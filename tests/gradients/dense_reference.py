@@ -29,8 +29,10 @@ class RademacherProjection:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         init: str = "signs",
+        scales: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.dimension = dimension
+        self._scales = scales or {}
         self._seed = seed
         self._device = device
 
@@ -40,7 +42,8 @@ class RademacherProjection:
 
     def add_layer(self, total: Tensor, name: str, reduced: Tensor, output_gradients: Tensor) -> None:
         """Forms the (n, outputs, inputs) gradients of the layer."""
-        full = (output_gradients.transpose(1, 2) @ reduced).flatten(1).to(total.dtype)  # (n, outputs * inputs)
+        whole = output_gradients.transpose(1, 2) @ reduced * self._scales.get(name, 1)
+        full = whole.flatten(1).to(total.dtype)  # (n, outputs * inputs)
         for start in range(0, full.shape[1], BLOCK):
             block = full[:, start : start + BLOCK]  # (n, entries)
             draw = derived_generator(self._seed, name, f"dense {start}")

@@ -31,9 +31,16 @@ def draw(kind: Kind, seed: int, n: int = 2, s: int = 7) -> dict[str, tuple[torch
     }
 
 
-def project(kind: Kind, data: Data, dimension: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def project(
+    kind: Kind,
+    data: Data,
+    dimension: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    scales: Mapping[str, torch.Tensor] | None = None,
+) -> torch.Tensor:
     shapes = {name: (g.shape[2], a.shape[2]) for name, (a, g) in data.items()}
-    projection = kind(shapes, dimension, ROWS[kind], seed, dtype=dtype)
+    projection = kind(shapes, dimension, ROWS[kind], seed, dtype=dtype, scales=scales)
     total = torch.zeros(len(next(iter(data.values()))[0]), dimension, dtype=torch.float64)
     for name, (a, g) in data.items():
         projection.add_layer(total, name, projection.reduce_inputs(name, a), g)
@@ -269,3 +276,40 @@ def test_a_gaussian_map_preserves_inner_products_and_is_none_of_signs() -> None:
     assert two is not None
     np.testing.assert_array_equal(one.numpy(), gaussian(6, 9, derived_generator(0, "layer", "right")))
     np.testing.assert_allclose(two.abs().numpy(), 6**-0.5)
+
+
+@pytest.mark.parametrize("entries", [None, 6000, 1])
+def test_scaled_gradients_are_projected_as_if_they_had_come_so(
+    entries: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if entries is not None:
+        monkeypatch.setattr("raydpp.gradients.projection._ENTRIES", entries)
+    data, shapes = draw(Projection, 8, n=5), SHAPES[Projection]
+    generator = torch.Generator().manual_seed(9)
+    scales = {  # from 1e-3 to 1e3; one layer has none
+        name: 10 ** (6 * torch.rand(shape, generator=generator, dtype=torch.float64) - 3)
+        for name, shape in shapes.items()
+        if name != "narrow"
+    }
+    dense = {
+        name: (g.transpose(1, 2) @ a * scales.get(name, torch.ones(1, dtype=torch.float64)))  # (n, outputs, inputs)
+        for name, (a, g) in data.items()
+    }
+    given = {  # sum_s (column s of G) e_s^T = G
+        name: (torch.eye(whole.shape[2], dtype=torch.float64).expand(5, -1, -1), whole.transpose(1, 2))
+        for name, whole in dense.items()
+    }
+    expected = project(Projection, given, 64, 0)
+    torch.testing.assert_close(project(Projection, data, 64, 0, scales=scales), expected)
+    for row in range(5):  # whatever its neighbours
+        alone = {name: (a[row, None], g[row, None]) for name, (a, g) in data.items()}
+        torch.testing.assert_close(project(Projection, alone, 64, 0, scales=scales)[0], expected[row])
+    assert (project(Projection, data, 64, 0) - expected).norm() > expected.norm() / 2
+
+
+def test_scaled_gradients_of_a_model_in_bfloat16_are_summed_in_float32() -> None:
+    data = {name: (a.bfloat16(), g.bfloat16()) for name, (a, g) in draw(Projection, 4, s=200).items()}
+    scales = {name: torch.ones(shape) for name, shape in SHAPES[Projection].items()}
+    exact = project(Projection, {name: (a.double(), g.double()) for name, (a, g) in data.items()}, 64, 0)
+    found = project(Projection, data, 64, 0, torch.bfloat16, scales)
+    assert (found - exact).norm() < 1e-5 * exact.norm()
