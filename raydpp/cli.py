@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "ingest": ("raydpp.ingest.stage", "raw files of any schema -> a corpus of conversations"),
+    "warmup": (
+        "raydpp.warmup.stage",
+        "a corpus -> checkpoints of a LoRA adapter, for the gradients of its training",
+    ),
     "extract": ("raydpp.extract.stage", "a corpus -> a point for each conversation, its projected LoRA gradient"),
     "select": ("raydpp.select.stage", "a table of gradients -> the subset worth training on (greedy MAP of a DPP)"),
     "cut": ("raydpp.select.cut", "a selection -> the selection for a smaller budget, without a new search"),

@@ -289,6 +289,7 @@ class GradientTable:
     fingerprint: dict[str, Any] | None = None  # what its numbers depend on; None for a plain Parquet file
     corpus: str | None = None  # the one it was made from, if known
     identity: Any = None  # strict JSON that changes when the table does
+    learning_rate: float | None = None  # of the checkpoint that its gradients were taken at, if known
     source: str | None = None  # where set, only rows of this source belong to the table
     scores: Any = None  # a reference to a table of id and more columns, which rows are joined with as they are read
     scored: tuple[str, ...] = ()  # the names of these columns
@@ -382,11 +383,12 @@ def open_table(url: str, column: str) -> GradientTable:
     """
     folder = Folder.at(url)
     identity: Any
+    rate = None
     if folder.has(runs.RECORD) or not _holds_parquet(url, folder):
         record = runs.load_finished(("extract", "select", "cut"), folder)
         parts = parquet_parts(folder.below(GRADIENTS))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
-        column = record.get("feature_column", column)
+        column, rate = record.get("feature_column", column), record.get("learning_rate")
     else:
         parts = parquet_at(url)
         fingerprint, corpus = None, None
@@ -394,7 +396,8 @@ def open_table(url: str, column: str) -> GradientTable:
     parts = [part for part in parts if part.rows]
     if not parts:
         raise UserError(f"{url} has no rows")
-    return GradientTable(last_name(url), tuple(parts), column, _kind_of(parts, column), fingerprint, corpus, identity)
+    kind = _kind_of(parts, column)
+    return GradientTable(last_name(url), tuple(parts), column, kind, fingerprint, corpus, identity, rate)
 
 
 def table_or_ids(url: str, column: str) -> GradientTable | list[str]:
@@ -473,8 +476,11 @@ def by_source(table: GradientTable) -> list[GradientTable]:
     return [replace(table, name=name, source=name, parts=tuple(found[name])) for name in sorted(found)]
 
 
-def same_fingerprint(tables: Sequence[GradientTable]) -> None:
-    """Refuse to compare tables whose numbers were made differently; the message names the field."""
+def same_fingerprint(tables: Sequence[GradientTable], but: Sequence[str] = ()) -> None:
+    """Refuse to compare tables whose numbers were made differently; the message names the field.
+
+    Fields named in ``but`` may differ.
+    """
     first = tables[0]
     for other in tables[1:]:
         if first.dimension != other.dimension:
@@ -484,9 +490,10 @@ def same_fingerprint(tables: Sequence[GradientTable]) -> None:
             )
         if first.fingerprint is None or other.fingerprint is None:
             continue
-        if difference := runs.first_difference(first.fingerprint, other.fingerprint):
-            field, one, two = difference
+        one, two = ({k: v for k, v in made.items() if k not in but} for made in (first.fingerprint, other.fingerprint))
+        if difference := runs.first_difference(one, two):
+            name, before, now = difference
             raise UserError(
-                f"{first.name} and {other.name} cannot be compared: their {field} differs ({one} and {two})."
+                f"{first.name} and {other.name} cannot be compared: their {name} differs ({before} and {now})."
                 " Extract both with the same options"
             )

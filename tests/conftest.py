@@ -113,6 +113,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def warmed_up(corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished warm-up of that model: twelve conversations, three epochs of three steps, with a checkpoint each."""
+    from raydpp.warmup.stage import warmup
+
+    out = str(tmp_path_factory.mktemp("warmup") / "out")
+    return warmup(corpus, out, tiny_model, limit=12, epochs=3, lora_rank=4, batch_size=4, learning_rate=0.01)
+
+
+@pytest.fixture(scope="session")
 def table(cluster: None, corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The gradient table of that corpus under the tiny model, 64 dimensions, in several files."""
     from raydpp.extract.stage import extract

@@ -190,6 +190,11 @@ def test_different_fingerprints_are_refused_by_the_field_that_differs(tmp_path: 
     same_fingerprint([one, one, plain])
     with pytest.raises(UserError, match=r"one and other cannot be compared: their dtype differs \(float32 and bfloat"):
         same_fingerprint([one, other])
+    with pytest.raises(UserError, match="their dtype differs"):
+        same_fingerprint([one, other], but=["optimizer"])
+    same_fingerprint(
+        [replace(one, fingerprint={"model": "m", "dtype": "float32", "optimizer": "adam"}), one], ["optimizer"]
+    )
     with pytest.raises(UserError, match="4 dimensions and other 8"):
         same_fingerprint([one, replace(other, kind=pa.list_(pa.float32(), 8))])
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"ingest", "extract", "select", "measure"}
+STAGES = {"ingest", "warmup", "extract", "select", "measure"}
 MAY_USE = {
     "measure": {"select"},
     "select": {"ingest"},
+    "warmup": {"extract"},
     "demo": STAGES,
 }  # a stage, and the other ones it is made of
 WITH_RAY = {

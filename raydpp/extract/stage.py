@@ -16,6 +16,7 @@ from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
+from raydpp.gradients.optimizer import learning_rate, moments_file
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
 from raydpp.tables import GRADIENTS, GradientTable, gradient_schema, ids_named, parquet_parts
@@ -36,6 +37,7 @@ def extract(
     dimension: int = 8192,
     seed: int = 0,
     adapter: str = "fresh",
+    optimizer: Literal["sgd", "adam"] = "sgd",
     layers: str = "all",
     lora_rank: int | None = None,
     lora_targets: list[str] | None = None,
@@ -84,6 +86,10 @@ def extract(
         seed: Seeds the LoRA adapter and the projection.
         adapter: The parameters whose gradients are taken: fresh (a new LoRA adapter, whose gradient stands for that of
             the weights themselves), or the folder of an adapter that PEFT has trained and saved.
+        optimizer: What is made of a gradient before it is projected: sgd (nothing), or adam, the step that training
+            makes of it: every entry is divided by sqrt(v_hat) + eps, with the second moments that Trainer saved in the
+            folder of --adapter (LESS, Xia et al. 2024, for training examples; its targets are plain gradients). The
+            momentum, which is the same for all examples, is left out.
         layers: Which layers' gradients: all, last:N (the last N transformer blocks; the backward pass ends there), or a
             regular expression that module names are searched for.
         lora_rank: Rank r of a fresh LoRA adapter, the numbers that a layer's inputs are mapped to; default by the
@@ -130,6 +136,10 @@ def extract(
             f"--store-as int8 is for projected gradients, whose coordinates are all of one size: --representation"
             f" {representation} needs float16 or float32"
         )
+    if optimizer == "adam":
+        if representation != "gradient":
+            raise UserError(f"--optimizer adam is for gradients, and --representation {representation} has none")
+        moments_file(adapter)
     stored_as = store_as or ("int8" if representation == "gradient" else "float16")
     source = Folder.at(corpus)
     corpus_record = runs.load_finished(["ingest"], source)
@@ -146,6 +156,7 @@ def extract(
         dtype,
         batch_tokens,
         difficulty,
+        optimizer,
     )
     if dry_run:
         from raydpp.extract.dry_run import dry_run as measure_cost
@@ -218,6 +229,7 @@ def extract(
         corpus=corpus,
         counts={"in": chosen.rows, **counts},
         fidelity=fidelity_found and asdict(fidelity_found),
+        learning_rate=learning_rate(adapter),
         timings={"seconds": round(seconds, 3), "tokens_per_second": rate, "padding": waste, **session},
         plan=asdict(plan),
     )

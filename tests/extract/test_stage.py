@@ -15,8 +15,12 @@ from raydpp.dpp.features import unit_rows
 from raydpp.errors import UserError
 from raydpp.extract import workers
 from raydpp.extract.stage import cuts_expected, extract
+from raydpp.gradients.config import Adapter, ExtractorConfig, Masking
+from raydpp.gradients.optimizer import learning_rate
+from raydpp.gradients.representations import load_extractor
+from raydpp.runs import RunResult
 from raydpp.select.stage import select
-from raydpp.tables import STEP, gradient_schema, vectors
+from raydpp.tables import STEP, gradient_schema, open_table, vectors
 from tests.faults import faulty, refusing
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -95,6 +99,41 @@ def test_mistakes_are_refused(corpus: str, tiny_model: str, tmp_path: Path) -> N
         extract(str(tmp_path / "nowhere"), out, tiny_model)
     with pytest.raises(UserError, match="limit 0"):
         extract(corpus, out, tiny_model, limit=0)
+
+
+def test_adams_step_is_taken_with_the_moments_of_a_checkpoint(
+    warmed_up: RunResult, corpus: str, tiny_model: str, tmp_path: Path
+) -> None:
+    checkpoint = warmed_up.record["paths"][1]
+    options: dict[str, Any] = {"limit": 6, "dimension": 64, "adapter": checkpoint, "optimizer": "adam"}
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, **options, store_as="float32")
+    rows = pq.read_table(Path(run.out) / "gradients").sort_by("id")
+    conversations = pq.read_table(Path(corpus) / "corpus").sort_by("id")["messages"].slice(0, 6).to_pylist()
+    config = ExtractorConfig(tiny_model, adapter=Adapter(checkpoint), dimension=64, optimizer="adam")
+    examples = [workers.tokenize_row(messages, config, Masking()) for messages in conversations]
+    np.testing.assert_allclose(vectors(rows["gradient"]), load_extractor(config)(examples).features, atol=1e-4)
+    assert run.record["fingerprint"]["optimizer"]["kind"] == "adam"
+    assert run.record["learning_rate"] == open_table(run.out, "gradient").learning_rate == learning_rate(checkpoint)
+    estimate = extract(corpus, str(tmp_path / "dry"), tiny_model, **options, dry_run=True).record["estimate"]
+    assert estimate["examples"] == 6
+    with pytest.raises(UserError, match="its optimizer was 'adam' and now is 'sgd'"):
+        extract(corpus, run.out, tiny_model, **{**options, "optimizer": "sgd"}, store_as="float32")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "a fresh adapter has none"),
+        ({"adapter": "nowhere"}, "nowhere has no optimizer.pt"),
+        ({"representation": "hidden"}, "--representation hidden has none"),
+    ],
+)
+def test_what_has_no_moments_is_refused_before_a_model_is_looked_for(
+    options: dict[str, Any], words: str, corpus: str, tmp_path: Path
+) -> None:
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match=words):
+            extract(corpus, str(tmp_path / "out"), "no/such-model", optimizer="adam", dry_run=dry_run, **options)
 
 
 @pytest.mark.slow
