@@ -66,6 +66,7 @@ def cut(selection: str, out: str, size: int | float) -> runs.RunResult:
         fingerprint=record["fingerprint"],
         corpus=record["corpus"],
         feature_column=record["feature_column"],
+        learning_rate=record.get("learning_rate"),
         nested_unless=record["nested_unless"],
         card=record.get("card", {}),
         counts={"in": record["counts"]["rows"], "asked": count, "rows": count},

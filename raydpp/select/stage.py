@@ -58,6 +58,7 @@ def select(
     scores: list[str] | None = None,
     target: list[str] | None = None,
     target_score: TargetScore = "mean",
+    checkpoints: list[str] | None = None,
     cost_column: str = "response_tokens",
     oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
@@ -107,10 +108,14 @@ def select(
             table), or Parquet files. An example's score, the column target, is its cosine with the mean of the source
             of them that it is nearest to; default --quality is this score. With --quality-weight 1 the selection is the
             top by similarity to the target (LESS, Xia et al. 2024), below it diverse too. Where the targets are part of
-            the table, --exclude them.
+            the table, --exclude them. Targets may be plain gradients (--optimizer sgd) where the table's are Adam's, as
+            LESS has it.
         target_score: What that score is: mean, as above; nearest, the cosine with the nearest single example of the
             target; conflict-aware, that of mean plus the cosine with the mean of the farthest source where it is
             negative: what helps one source and harms another counts less.
+        checkpoints: Output folders of raydpp extract of the same conversations at other checkpoints of the run that
+            trained the table's adapter, each with a --target of its own. The cosine with a source is then the mean over
+            checkpoints, weighed by their learning rates. Diversity is that of the table.
         method: greedy, or a baseline: random, quality, length (longest first), k-center, k-means (medoids),
             facility-location (every example near a pick), dedup (semantic de-duplication by --threshold), round-robin
             (for each example of --target in turn the nearest that is left, or with several sources for each source in
@@ -158,10 +163,10 @@ def select(
             distance, quality and source mix.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
-    lists = [urls or [] for urls in (owned, exclude, scores, target)]
+    lists = [urls or [] for urls in (owned, exclude, scores, target, checkpoints)]
     given = [table, out, *itertools.chain(*lists), *([corpus] if corpus else [])]
     table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
-    owned, exclude, scores, target = ([absolute(url) for url in urls] for urls in lists)
+    owned, exclude, scores, target, checkpoints = ([absolute(url) for url in urls] for urls in lists)
     if target and not quality:
         quality = [TARGET]
     config = {name: value for name, value in locals().items() if name not in ("dry_run", "preview", "given", "lists")}
@@ -177,7 +182,9 @@ def select(
         raise UserError(f"--target-score {target_score}: use one of {', '.join(get_args(TargetScore))}")
     checked_seed("--seed", seed)
     if target and quality_weight == 0 and method == "greedy":
-        raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.02, or 1 for the nearest")
+        raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.5, or 1 for the nearest")
+    if checkpoints and target_score == "nearest":
+        raise UserError("--checkpoints average the cosines with sources: use --target-score mean or conflict-aware")
     if not target and (method == "round-robin" or target_score != "mean"):
         option = "--method round-robin" if method == "round-robin" else f"--target-score {target_score}"
         raise UserError(f"{option} needs something to aim at: give --target")
@@ -188,7 +195,8 @@ def select(
     budget = Budget(size, tokens, least, most, min_log_gain)
     opened = open_table(table, feature_column)
     targets = [open_table(url, opened.column) for url in target]
-    check_targets(opened, targets)
+    elsewhere = [open_table(url, opened.column) for url in checkpoints]
+    aims = check_targets(opened, targets, elsewhere)
     count = None if size is None else count_of(size, opened.rows)
     if count is not None and method == "greedy" and quality_weight < 1:
         objective.kernel.check_budget(count, opened.dimension)
@@ -207,6 +215,8 @@ def select(
     identity: dict[str, Any] = {"table": opened.identity, "corpus": corpus_run and runs.identity(corpus_run)}
     if targets:
         identity["target"] = [one.identity for one in targets]
+    if elsewhere:
+        identity["checkpoints"] = [one.identity for one in elsewhere]
     rows = opened.rows
     if preview:
         from raydpp.select.preview import SAMPLE
@@ -232,7 +242,7 @@ def select(
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
         groups = partitioned(opened, partitions, exact, tasks)
         if targets:
-            opened = score_by_target(tasks, opened, groups, targets, target_score)
+            opened = score_by_target(tasks, [opened, *elsewhere], groups, aims, target_score)
         if tokens is not None and not preview:
             check_tokens(tasks, opened, cost_column, tokens, have.excluded)
         counts = source_counts(opened) if opened.has("source") else {}
@@ -245,7 +255,7 @@ def select(
             quality=quality_scales(tasks, opened, judged, quality_scale == "quantiles") if counted else (),
             budget=budget.in_counts(rows, [str(source) for source in counts]),
         )
-        job = SelectionJob(opened, groups, request, have, "select", tasks, targets)
+        job = SelectionJob(opened, groups, request, have, "select", tasks, aims[0])
         if preview:
             return show(job, rows, quality_scale == "spread", out)
         shares = len(job.partitions)
@@ -289,6 +299,7 @@ def select(
         "fingerprint": opened.fingerprint,
         "corpus": corpus,
         "feature_column": opened.column,
+        "learning_rate": opened.learning_rate,
         "counts": {
             "in": opened.rows,
             "asked": count,
