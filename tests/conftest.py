@@ -127,4 +127,4 @@ def table(cluster: None, corpus: str, tiny_model: str, tmp_path_factory: pytest.
     from raydpp.extract.stage import extract
 
     out = str(tmp_path_factory.mktemp("table") / "out")
-    return extract(corpus, out, tiny_model, dimension=64, rows_per_file=8).out
+    return extract(corpus, out, tiny_model, dimension=64, rows_per_file=8, difficulty=True).out

@@ -70,7 +70,8 @@ def warmup(
         lora_targets: Module names the adapter goes on (such as q_proj v_proj); default every linear layer but the
             output head.
         learning_rate: The largest learning rate of AdamW: it rises to it over 3 % of the steps, then falls to 0.
-        batch_size: Conversations in one step; their gradients are taken one by one and summed.
+        batch_size: Conversations in one step; on a GPU some go through the model together, as 4,096 tokens allow, on a
+            CPU one by one.
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU. The adapter has
             float32.
         seed: Seeds the adapter, its dropout and the order of the conversations.

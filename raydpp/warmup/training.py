@@ -24,6 +24,7 @@ from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.progress import progress_bar
 
 _EVALUATED = 64  # examples that the loss before and after is the mean of
+_TOGETHER = 4096  # tokens, padding included, that go through the model at once on a GPU
 _WARM_UP = 0.03  # of the steps, in which the learning rate rises
 
 
@@ -62,6 +63,7 @@ def train_adapter(model: str, examples: Sequence[TokenizedExample], out: str, re
         target_modules=list(recipe.targets) if recipe.targets else "all-linear",
         task_type="CAUSAL_LM",
     )
+    together = examples_together(recipe.batch_size, max(len(one.ids) for one in examples), device.type)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of transformers
@@ -71,9 +73,9 @@ def train_adapter(model: str, examples: Sequence[TokenizedExample], out: str, re
     arguments = TrainingArguments(
         out,
         num_train_epochs=recipe.epochs,
-        per_device_train_batch_size=1,  # without padding, and in the memory of the longest example
+        per_device_train_batch_size=together,
         per_device_eval_batch_size=1,
-        gradient_accumulation_steps=recipe.batch_size,
+        gradient_accumulation_steps=recipe.batch_size // together,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(_WARM_UP * recipe.steps(len(examples))),
@@ -108,6 +110,13 @@ def train_adapter(model: str, examples: Sequence[TokenizedExample], out: str, re
     if not math.isfinite(after):
         raise UserError(f"the loss became {after}: give a lower --learning-rate than {recipe.learning_rate:g}")
     return before, after
+
+
+def examples_together(batch_size: int, longest: int, device: str) -> int:
+    """How many examples of a step go through the model at once: one on a CPU, where more would only add padding."""
+    if device == "cpu":
+        return 1
+    return next(n for n in (16, 8, 4, 2, 1) if n == 1 or (batch_size % n == 0 and n * longest <= _TOGETHER))
 
 
 def whole_checkpoints(out: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 - agree: float32 features of a small model on both, and twice on the GPU;
 - extraction: tokens a second of models of real widths, beside forward and backward pass alone on the same batches;
+- adam: a warm-up of a LoRA adapter, and gradients over its optimizer's moments: features on both devices, tokens a
+  second beside plain gradients;
 - spread: that of one wide layer's entries, beside a scatter of each entry to a place of its own;
 - selection: the picks of both, and their times.
 """
@@ -10,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +27,15 @@ from printed import machine, table
 
 from raydpp import greedy_map
 from raydpp.gradients.batches import TokenBatches, pad
-from raydpp.gradients.config import ExtractorConfig, rank_for
+from raydpp.gradients.config import Adapter, Dtype, ExtractorConfig, rank_for
 from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
 from raydpp.gradients.projection import Projection
 from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
+from raydpp.warmup.training import Recipe, train_adapter, whole_checkpoints
 
+PARTS = ["agree", "adam", "spread", "selection", "extraction"]
 MODELS: dict[str, dict[str, int]] = {  # their shapes: Llama's names
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
     | {"num_key_value_heads": 3, "vocab_size": 49152},
@@ -129,6 +135,36 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def adam(folder: Path, device: str, rank: int, rounds: int) -> Any:
+    small = MODELS["135M"] | {"num_hidden_layers": 4, "vocab_size": 1024}
+    shapes = {"4 layers of 135M, float32": (small, torch.float32), "135M, bfloat16": (MODELS["135M"], torch.bfloat16)}
+    found, rows = [], []
+    for name, (shape, dtype) in shapes.items():
+        path = random_model(folder, shape, device, dtype)
+        precision: Dtype = "float32" if dtype == torch.float32 else "bfloat16"
+        some, out = random_examples(64, shape["vocab_size"], 400), folder / f"warmup-{shape['num_hidden_layers']}"
+        began = time.perf_counter()
+        before, after = train_adapter(path, some, str(out), Recipe(2, rank, None, 1e-3, 8, precision, 0))
+        one: dict[str, Any] = {"model": name, "seconds": time.perf_counter() - began, "loss": (before, after)}
+        adapter = Adapter(whole_checkpoints(str(out))[-1])
+        plain = ExtractorConfig(path, adapter=adapter, dtype=precision)
+        scaled = replace(plain, optimizer="adam")
+        ours = load_extractor(scaled, device)
+        if dtype == torch.float32:
+            cpu, gpu = load_extractor(scaled)(some), ours(some)
+            one["least cosine"] = float((cpu.features * gpu.features).sum(1).min())
+            one["the same bits twice"] = bool(np.array_equal(gpu.features, ours(some).features))
+        examples = random_examples(500, shape["vocab_size"])
+        tokens = sum(len(example.ids) for example in examples)
+        one["adam"] = _rate(tokens, partial(ours, examples), rounds)
+        one["sgd"] = _rate(tokens, partial(load_extractor(plain, device), examples), rounds)
+        found.append(one)
+        cells = (f"{one['seconds']:.0f}", f"{before:.3f}, {after:.3f}", f"{one['sgd']:,.0f}", f"{one['adam']:,.0f}")
+        rows.append((name, *cells, f"{one.get('least cosine', math.nan):.9f}"))
+    table((f"r = {rank}", "warm-up, s", "loss", "sgd, tokens/s", "adam, tokens/s", "cosine with the CPU's"), rows)
+    return found
+
+
 def spread(device: str) -> Any:
     n, outputs, rows, dimension = 16, 14336, 64, 8192
     entries = torch.randn(n, rows, outputs, device=device)
@@ -171,6 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="shapes to extract with"
     )
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="which of the above (all)")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts (3)")
     parser.add_argument("--rows", type=int, default=20_000, help="to select from (20000)")
     parser.add_argument("--size", type=int, default=1_000, help="to select (1000)")
@@ -179,9 +216,14 @@ def main() -> None:
     name = torch.cuda.get_device_name() if options.device == "cuda" else options.device
     print(f"{name}, torch {torch.__version__}; {machine()}\n")
     with tempfile.TemporaryDirectory() as folder:
-        found = {"agree": agree(Path(folder), options.device), "spread": spread(options.device)}
-        found["selection"] = selection(options.device, options.rows, options.size)
-        found["extraction"] = extraction(Path(folder), options.device, options.models, options.rounds)
+        parts: dict[str, Callable[[], Any]] = {
+            "agree": lambda: agree(Path(folder), options.device),
+            "adam": lambda: adam(Path(folder), options.device, 128, options.rounds),
+            "spread": lambda: spread(options.device),
+            "selection": lambda: selection(options.device, options.rows, options.size),
+            "extraction": lambda: extraction(Path(folder), options.device, options.models, options.rounds),
+        }
+        found = {part: parts[part]() for part in options.parts}
     if options.out:
         options.out.write_text(json.dumps({"device": name, **found}, indent=1))
 

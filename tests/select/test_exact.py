@@ -243,6 +243,7 @@ def test_ctrl_c_keeps_the_picks_and_the_same_command_goes_on(
     assert_picks(out, expected)
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_the_first_pick_is_no_selection(
     cluster: None, table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

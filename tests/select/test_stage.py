@@ -19,7 +19,6 @@ from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import standardise
 from raydpp.dpp.scale import median_gamma, residual_spread
 from raydpp.errors import UserError
-from raydpp.extract.stage import extract
 from raydpp.measure.stage import measure
 from raydpp.runs import RunResult
 from raydpp.select import distributed
@@ -198,21 +197,15 @@ def test_several_columns_make_a_quality(table: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["loss", "difficulty", "gradient_norm", "prompt_tokens"])
-def test_every_number_that_extract_writes_is_a_quality(difficult: str, tmp_path: Path, column: str) -> None:
-    run = select(difficult, str(tmp_path / "out"), 6, quality=[column], quality_weight=1.0, partitions=2)
-    rows = pq.read_table(Path(difficult) / "gradients").sort_by("id")
+def test_every_number_that_extract_writes_is_a_quality(table: str, tmp_path: Path, column: str) -> None:
+    run = select(table, str(tmp_path / "out"), 6, quality=[column], quality_weight=1.0)
+    rows = pq.read_table(Path(table) / "gradients").sort_by("id")
     score = standardise(rows[column].to_numpy())
     best = np.lexsort((np.arange(len(rows)), -score))[:6]
     assert picked(run) == rows.take(pa.array(best))["id"].to_pylist()
     written = pq.read_table(Path(run.out) / "selection")["quality"].to_numpy()
     np.testing.assert_allclose(written, score[best], rtol=1e-6)
     assert column in pq.read_table(Path(run.out) / "gradients").column_names
-
-
-@pytest.fixture(scope="module")
-def difficult(corpus: str, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    out = str(tmp_path_factory.mktemp("difficult") / "out")
-    return extract(corpus, out, tiny_model, dimension=16, difficulty=True, rows_per_file=16).out
 
 
 @pytest.fixture
