@@ -20,10 +20,10 @@ from raydpp import greedy_map
 from raydpp.dpp.features import UnitRows
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.log_det import ordered_log_gains
+from raydpp.dpp.scale import median_gamma
 from raydpp.tables import open_table, vectors
 
 DRAWS = 5
-SAMPLE = 1_000
 
 
 def by_id(url: str, column: str) -> dict[str, np.ndarray]:
@@ -55,15 +55,9 @@ def kept(
     }
     for name, features in tqdm(views.items(), unit="table"):
         # A selection is nested: the largest shortlist holds all of them.
-        order = greedy_map(features, min(count, max(times) * size), gamma=_median_gamma(features)).indices
+        order = greedy_map(features, min(count, max(times) * size), gamma=median_gamma(features) / 2).indices
         found[name] = [(refined(order[: n * size]) - chance) / gain for n in times]
     return gain / size, found
-
-
-def _median_gamma(features: np.ndarray) -> float:
-    """One over the median squared distance of two examples, from a sample: representations differ in scale."""
-    some = UnitRows(features[:SAMPLE]).take()
-    return 1 / float(np.median(2 - 2 * (some @ some.T).numpy()[np.triu_indices(len(some), 1)]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{url}: {len(features):,} x {features.shape[1]:,}, {size} picks; auto is {auto:g}\n")
         found = {gamma: greedy_map(features, size, gamma=gamma) for gamma in gammas}
         best = {gamma: one.log_det for gamma, one in found.items()}
-        places = [1, 10, size // 4, size // 2, size]
+        places = [10, size // 4, size // 2, size]
         halves = [half / np.linalg.norm(half, axis=1, keepdims=True) for half in np.split(rows.take().numpy(), 2, 1)]
         lines = []
         for gamma, one in found.items():
