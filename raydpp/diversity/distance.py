@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from scipy.stats import norm
 
 from raydpp.diversity.fidelity import cosines_of_halves
 from raydpp.dpp import KernelName
@@ -46,6 +47,7 @@ class LogDetDistance:
         size: m.
         subset: How the rows were taken from the dataset.
         error: How far it may be off as the features are projections (``projection_error``); None where they are none.
+        sampling: By how much it would vary with other examples of the same kind, one standard deviation; None: unknown.
         floored: The number of the m rows that counted as the numerical floor (the most over the draws).
     """
 
@@ -58,6 +60,17 @@ class LogDetDistance:
     subset: Subset
     floored: int = 0
     error: float | None = None
+    sampling: float | None = None
+
+    @property
+    def uncertainty(self) -> float:
+        """How far it may be off, one standard deviation: by the projection, and by which examples it is of."""
+        return math.hypot(self.error or 0.0, self.sampling or 0.0)
+
+    def probability_below(self, other: LogDetDistance) -> float:
+        """That this dataset is the more diverse one, were both errors normal; 0.5 where nothing is known of either."""
+        off = math.hypot(self.uncertainty, other.uncertainty)
+        return float(norm.cdf((other.mean - self.mean) / off)) if off else 0.5
 
 
 def log_det_curve(features_in_order: Features, kernel: Kernel, device: torch.device | str | None = None) -> np.ndarray:
@@ -105,6 +118,7 @@ def distance_from_curves(
     kernel: Kernel,
     error: float | None = None,
     drop_below: float | None = None,
+    sampling: float | None = None,
 ) -> LogDetDistance:
     """The distance at every size over all pairs of a draw, (draws, m), and a reference, (seeds, m or more).
 
@@ -127,6 +141,7 @@ def distance_from_curves(
         subset=subset,
         floored=int(floored.sum(axis=1).max()),
         error=error,
+        sampling=sampling,
     )
 
 

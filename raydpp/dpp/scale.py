@@ -10,10 +10,11 @@ from raydpp.dpp.features import Features, Items, unit_rows
 from raydpp.dpp.greedy import greedy
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective, robust_scale
-from raydpp.errors import UserError
 
 PAIRS_OF = 1_000
 """The rows whose pairs tell the median distance: half a million of them."""
+
+_COPY = 1e-6  # squared distance
 
 MOST_PICKS = 500
 """The most picks that ``residual_spread`` makes."""
@@ -25,19 +26,12 @@ def median_gamma(features: Features) -> float:
     The median heuristic (Gretton et al. 2012, "A kernel two-sample test", section 8): the length scale goes by the
     median distance between two rows, here of ``PAIRS_OF`` from all over (n, D), so that features of any spread are told
     apart alike. The factor is the one of 1/2, 1, 2, 4 at which greedy selections of three tables lose least by the
-    kernels of the others (``tests/benchmarks/gamma.py``). Rounded to two digits.
-
-    Raises:
-        UserError: More than half of the pairs are copies: no distance is typical.
+    kernels of the others (``tests/benchmarks/gamma.py``). Copies do not count; of nothing else it is 1. Two digits.
     """
     rows = unit_rows(features[np.linspace(0, len(features) - 1, min(len(features), PAIRS_OF)).astype(np.int64)])
-    if len(rows) < 2:
-        return 1.0
-    cosines = (rows @ rows.T).numpy(force=True)[np.triu_indices(len(rows), 1)]
-    median = 2.0 - 2.0 * float(np.median(cosines))
-    if median < 1e-6:
-        raise UserError("more than half of the rows are copies of one another: the data give no gamma; name one")
-    return float(f"{2.0 / median:.2g}")
+    squares = 2.0 - 2.0 * (rows @ rows.T).numpy(force=True)[np.triu_indices(len(rows), 1)]
+    squares = squares[squares > _COPY]
+    return float(f"{2.0 / np.median(squares):.2g}") if len(squares) else 1.0
 
 
 def residual_spread(features: Features, size: int, kernel: Kernel) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from raydpp.cluster import Here
-from raydpp.diversity.distance import greedy_curve, log_det_curve, projection_error, reference_curves
+from raydpp.diversity.distance import Subset, greedy_curve, log_det_curve, projection_error, reference_curves
 from raydpp.dpp.budget import Budget
-from raydpp.dpp.features import unit_rows
+from raydpp.dpp.features import Items, unit_rows
+from raydpp.dpp.greedy import greedy
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective
 from raydpp.dpp.scale import PAIRS_OF, median_gamma
@@ -38,13 +41,40 @@ def references(tasks: Here, size: int, dimension: int, kernel: Kernel, seeds: li
     return np.concatenate(tasks.get(curves))
 
 
-Curves = tuple[np.ndarray, float | None]
-"""(draws, m) log-det curves of subsets, and how far the first one's distance is off where features are projections."""
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of tables."""
+
+    subset: Subset
+    size: int  # m
+    kernel: Kernel
+    draws: int  # of uniform samples
+    seed: int  # of these
 
 
-def greedy_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> Curves:
-    """Of the greedy subset."""
-    request = Request(Budget(size), Objective(kernel), table.column)
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The (draws, m) log-det curves of subsets of a table."""
+
+    curves: np.ndarray
+    error: float | None  # how far the first one's distance is off where features are projections
+    sampling: float | None = None  # its standard deviation over other examples of the same kind, where it was asked for
+
+
+def subset_curves(tasks: Here, table: GradientTable, how: Measured, sampling: bool = False) -> Curves:
+    """Of the greedy subset, or of uniform ones, one task each."""
+    if how.subset == "greedy":
+        found = _greedy_curve(tasks, table, how)
+        return replace(found, sampling=example_error(tasks, table, how.size, how.kernel)) if sampling else found
+    drawn = [tasks.submit(_draw_curve, table, how.size, how.kernel, [how.seed, draw]) for draw in range(how.draws)]
+    pairs = tasks.get(drawn)
+    curves = np.stack([curve for curve, _ in pairs])  # (draws, m)
+    over = float(curves[:, -1].std(ddof=1) / how.size) if sampling and how.draws > 1 else None
+    return Curves(curves, pairs[0][1], over)
+
+
+def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
+    request = Request(Budget(how.size), Objective(how.kernel), table.column)
     title = f"measure: {table.name}"
     picked = distributed_greedy(
         SelectionJob(table, partitioned(table, None, False, tasks), request, Owned.nothing(), title, tasks), OVERSAMPLE
@@ -53,17 +83,40 @@ def greedy_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel) 
         raise KeyboardInterrupt  # part of a curve is not what was asked for
     error = None
     if table.projected:
-        error = tasks.get(tasks.submit(projection_error, vectors(picked.rows[table.column]), kernel))
-    return greedy_curve(picked.selection.log_gains, size, kernel)[None], error
+        error = tasks.get(tasks.submit(projection_error, vectors(picked.rows[table.column]), how.kernel))
+    return Curves(greedy_curve(picked.selection.log_gains, how.size, how.kernel)[None], error)
 
 
-def uniform_curves(tasks: Here, table: GradientTable, size: int, kernel: Kernel, draws: int, seed: int) -> Curves:
-    """Of uniform samples, one task a sample."""
-    found = tasks.get([tasks.submit(_draw_curve, table, size, kernel, [seed, draw]) for draw in range(draws)])
-    return np.stack([curve for curve, _ in found]), found[0][1]
+RESAMPLES = 20
+_PICKS = 200  # of a resample, at most
 
 
-def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> Curves:
+def example_error(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> float | None:
+    """By how much the distance of the greedy subset may be off as other examples might have come, in nats per example.
+
+    The delete-d jackknife (Shao & Wu 1989, "A general theory for jackknife variance estimation"): the standard
+    deviation of the distance over ``RESAMPLES`` parts of a sample of the table, without replacement since copies would
+    be the least diverse of all, scaled to the whole. Parts are picked from in the table's proportion, ``_PICKS`` at
+    most. None of fewer than eight examples.
+    """
+    return tasks.get(tasks.submit(_jackknife, table, size, kernel)) if table.rows >= 8 else None
+
+
+def _jackknife(table: GradientTable, size: int, kernel: Kernel) -> float:
+    share = size / table.rows
+    kept = max(2, min(table.rows // 2, math.ceil(_PICKS / share)))  # rows of a part
+    features = table.sample(2 * kept)  # (n, D)
+    picks, random = max(1, round(share * kept)), np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES):
+        some = np.sort(random.permutation(len(features))[:kept])
+        gains = greedy(Items(features[some]), Budget(picks), Objective(kernel)).log_gains
+        found.append(greedy_curve(gains, picks, kernel)[-1] / picks)
+    ratio = kept / (len(features) - kept) * len(features) / table.rows
+    return float(np.std(found, ddof=1) * math.sqrt(ratio))
+
+
+def _draw_curve(table: GradientTable, size: int, kernel: Kernel, seed: list[int]) -> tuple[np.ndarray, float | None]:
     """Of one uniform sample, (m,), read file by file; the error of the first."""
     order = np.random.default_rng(seed).permutation(table.rows)[:size]  # row numbers in the order of drawing
     taken: list[pa.Table] = []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,11 +20,12 @@ from raydpp.storage import absolute
 from raydpp.tables import GradientTable, by_source, open_table, same_fingerprint
 
 if TYPE_CHECKING:
-    from raydpp.diversity.distance import LogDetDistance
+    from raydpp.diversity.distance import LogDetDistance, Subset
 
 log = logging.getLogger(__name__)
 
 _LARGEST_DEFAULT = 1_000
+SUBSETS: tuple[Subset, ...] = ("greedy", "uniform")
 
 
 def measure(
@@ -31,7 +33,8 @@ def measure(
     out: str,
     *,
     size: int | None = None,
-    subset: Literal["greedy", "uniform"] = "greedy",
+    subset: Literal["both", "greedy", "uniform"] = "both",
+    reference: str | None = None,
     split_by_source: bool = False,
     kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float | Literal["auto"] = 1.0,
@@ -46,14 +49,17 @@ def measure(
     """Say how diverse datasets are: their log-det distance to as many points spread at random over the sphere.
 
     In nats per example; the smaller, the more diverse; comparable at the same size only, so all tables are measured at
-    one size. OUT/distances.json holds the numbers and curves, OUT/report.html the table and the plot.
+    one size. One is called more diverse than another with the probability that it is: distances are off by which
+    examples came, and as gradients are projected. OUT/distances.json holds the numbers and curves, OUT/report.html the
+    tables and the plots.
 
     Args:
         tables: Output folders of raydpp extract or select, or Parquet files with the columns id and --feature-column.
         out: Folder to write; it must be new, empty, or this same run's.
         size: m, how many examples of each table; default the smallest table's, at most 1000.
-        subset: greedy, the m most diverse examples (how much room the data spans), or uniform, m drawn at random (how
-            redundant a typical draw is).
+        subset: greedy, the m most diverse examples (how much room the data spans; of a larger table there are more to
+            pick from), uniform, m drawn at random (how redundant a typical draw is), or both.
+        reference: Measure the distance to this table instead, in the same forms; below 0 is more diverse than it.
         split_by_source: Whether to measure every source of the tables for itself.
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; distances compare only at the same one. auto: 2 over the
@@ -67,13 +73,17 @@ def measure(
         feature_column: The column with the features, where a table was not written by raydpp.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    given = [*tables, out]
-    tables, out = [absolute(url) for url in tables], absolute(out)
+    given = [*tables, out, *([reference] if reference else [])]
+    tables, out, reference = (
+        [absolute(url) for url in tables],
+        absolute(out),
+        absolute(reference) if reference else None,
+    )
     config = {name: value for name, value in locals().items() if name != "given"}
     seeds = [0, 1, 2, 3, 4] if reference_seeds is None else list(reference_seeds)
-    if subset not in ("greedy", "uniform"):
-        raise UserError(f"--subset {subset}: use greedy or uniform")
-    if subset == "uniform" and draws < 1:
+    if subset not in ("both", "greedy", "uniform"):
+        raise UserError(f"--subset {subset}: use both, greedy or uniform")
+    if subset != "greedy" and draws < 1:
         raise UserError(f"--draws {draws}: at least one is needed")
     if not seeds:
         raise UserError("--reference-seeds: at least one is needed")
@@ -81,54 +91,76 @@ def measure(
         for one in numbers_given:
             checked_seed(name, one)
     opened = [open_table(url, feature_column) for url in tables]
-    same_fingerprint(opened)
+    beside = open_table(reference, feature_column) if reference else None
+    everything = [*opened, *([beside] if beside else [])]
+    same_fingerprint(everything)
     similarity = Kernel(kernel, 1.0 if gamma == "auto" else gamma, ridge)
-    run = runs.begin("measure", config, [table.identity for table in opened])
+    run = runs.begin("measure", config, [table.identity for table in everything])
     if run.done:
         return run.done
     if split_by_source:
         opened = [source for table in opened for source in by_source(table)]
     opened = _distinct(opened)
-    m = size or min(_LARGEST_DEFAULT, *(table.rows for table in opened))
-    for table in opened:
+    everything = [*opened, *([beside] if beside else [])]
+    m = size or min(_LARGEST_DEFAULT, *(table.rows for table in everything))
+    for table in everything:
         if not 1 <= m <= table.rows:
             raise UserError(f"--size {m}: {table.name} has {table.rows} examples; give at most that many")
     similarity.check_budget(m, opened[0].dimension)
 
     # torch takes seconds: mistakes, and what is done already, are found before it is loaded
     from raydpp.diversity.distance import distance_from_curves
-    from raydpp.measure.curves import common_gamma, greedy_curves, one_partition, references, uniform_curves
+    from raydpp.measure.curves import Measured, common_gamma, one_partition, references, subset_curves
 
-    tasks = tasks_for("measure", address, given, all(map(one_partition, opened)))
+    tasks = tasks_for("measure", address, given, all(map(one_partition, everything)))
     with unwrap_task_errors():
         if gamma == "auto" and kernel == "rbf":
             similarity = replace(similarity, gamma=tasks.get(tasks.submit(common_gamma, opened)))
         log.info("measure: %d tables at %d examples each, %s", len(opened), m, similarity)
-        reference = references(tasks, m, opened[0].dimension, similarity, seeds)
-        distances = {}
         for table in opened:
             _warn_of_noise(table)
-            curves, error = (
-                greedy_curves(tasks, table, m, similarity)
-                if subset == "greedy"
-                else uniform_curves(tasks, table, m, similarity, draws, seed)
-            )
-            distances[table.name] = distance_from_curves(
-                curves, reference, subset=subset, kernel=similarity, error=error, drop_below=drop_below
-            )
-    results = [{"table": table.name, "rows": table.rows, **numbers(distances[table.name])} for table in opened]
-    shown = distance_table(results, similarity)
-    run.out.write_json("distances.json", [_with_curve(one, kernel, distances[one["table"]]) for one in results])
-    run.out.write_text("report.html", report(shown, distances))
-    least = min(distances, key=lambda name: distances[name].mean)
-    summary = (
-        f"measure: log-det distance at {m:,} examples ({subset}, {similarity}): "
-        + (f"{distances[least].mean:.4f} nats per example" if len(opened) == 1 else f"most diverse {least}")
-        + f" -> {run.out}"
+        found: dict[Subset, dict[str, LogDetDistance]] = {}
+        for form in SUBSETS if subset == "both" else (subset,):
+            how = Measured(form, m, similarity, draws, seed)
+            if beside:
+                to = subset_curves(tasks, beside, how).curves  # (1 or draws, m)
+            else:
+                to = references(tasks, m, opened[0].dimension, similarity, seeds)  # (seeds, m)
+            found[form] = {}
+            for table in opened:
+                own = subset_curves(tasks, table, how, sampling=True)
+                found[form][table.name] = distance_from_curves(
+                    own.curves,
+                    to,
+                    subset=form,
+                    kernel=similarity,
+                    error=own.error,
+                    drop_below=drop_below,
+                    sampling=own.sampling,
+                )
+    rows = {table.name: table.rows for table in opened}
+    results = [
+        {"table": name, "rows": rows[name], **numbers(distance)}
+        for distances in found.values()
+        for name, distance in distances.items()
+    ]
+    origin = f"from {beside.name}" if beside else "from points spread at random"
+    shown = {
+        form: distance_table(distances, rows, f"{form}, {similarity}", origin) for form, distances in found.items()
+    }
+    curves = [distance for distances in found.values() for distance in distances.values()]
+    run.out.write_json(
+        "distances.json", [_with_curve(one, kernel, curve) for one, curve in zip(results, curves, strict=True)]
     )
+    run.out.write_text("report.html", report(shown, found, origin))
+    form, distances = next(iter(found.items()))
+    what = f"log-det distance {origin} at {m:,} examples ({form}, {similarity})"
+    summary = f"measure: {what}: {verdict(distances)} -> {run.out}"
     counts = {"tables": len(opened), "size": m}
     used = similarity.gamma if kernel == "rbf" else None
-    return run.finish(summary, counts=counts, gamma=used, results=results, tables=[shown.record])
+    return run.finish(
+        summary, counts=counts, gamma=used, results=results, tables=[table.record for table in shown.values()]
+    )
 
 
 def _warn_of_noise(table: GradientTable) -> None:
@@ -137,39 +169,71 @@ def _warn_of_noise(table: GradientTable) -> None:
         log.warning("measure: %s: %s", table.name, found.words(table.dimension))
 
 
-def distance_table(results: Sequence[Mapping[str, Any]], kernel: Kernel) -> Table:
+def ranked(distances: Mapping[str, LogDetDistance]) -> list[tuple[str, LogDetDistance]]:
+    """By name, the most diverse first."""
+    return sorted(distances.items(), key=lambda one: one[1].mean)
+
+
+CERTAIN = 0.95
+"""The probability from which one table is called more diverse than another."""
+
+
+def comparison(one: LogDetDistance, other: LogDetDistance) -> str:
+    """Whether one is more diverse than the other, in a word."""
+    probability = one.probability_below(other)
+    return f"{probability:.1%}" if probability >= CERTAIN else "no difference seen"
+
+
+def verdict(distances: Mapping[str, LogDetDistance]) -> str:
+    """What was found, in a sentence."""
+    (name, best), *others = ranked(distances)
+    if not others:
+        return f"{best.mean:.4f} +- {best.uncertainty:.4f} nats per example"
+    second, next_best = others[0]
+    if (probability := best.probability_below(next_best)) >= CERTAIN:
+        return f"most diverse {name}, with a probability of {probability:.1%} before {second}"
+    return f"no difference seen between {name} and {second}, the most diverse two"
+
+
+def distance_table(distances: Mapping[str, LogDetDistance], rows: Mapping[str, int], how: str, origin: str) -> Table:
     """What measure found, most diverse first."""
-    columns = {"table": "table", "examples": "rows", "m": "size", "distance": "mean", "std": "std"}
-    if any(one["error"] is not None for one in results):
-        columns["projection's error"] = "error"
-    return Table(
-        f"Log-det distance, nats per example (smaller is more diverse; {kernel})",
-        list(columns),
-        [[one[name] for name in columns.values()] for one in sorted(results, key=lambda one: one["mean"])],
-    )
+    order = ranked(distances)
+    columns: dict[str, list[Any]] = {
+        "table": [name for name, _ in order],
+        "examples": [rows[name] for name, _ in order],
+        "m": [one.size for _, one in order],
+        "distance": [one.mean for _, one in order],
+        "over references": [one.std for _, one in order],
+        "over examples": [one.sampling for _, one in order],
+        "projection's error": [one.error for _, one in order],
+        "more diverse than the next": [*(comparison(a, b) for (_, a), (_, b) in itertools.pairwise(order)), None],
+    }
+    shown = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
+    title = f"Log-det distance {origin}, nats per example, one standard deviation each (smaller is more diverse; {how})"
+    return Table(title, list(shown), [list(row) for row in zip(*shown.values(), strict=True)])
 
 
-def report(shown: Table, distances: Mapping[str, LogDetDistance]) -> str:
-    """report.html: the table, and the curves in the same order."""
+def report(shown: Mapping[Subset, Table], found: Mapping[Subset, Mapping[str, LogDetDistance]], origin: str) -> str:
+    """report.html: for each form of subset the table, and the curves in the same order."""
     from raydpp.report.figures import curve_figure
     from raydpp.report.html import Section, render
 
-    ranked = sorted(distances.items(), key=lambda one: one[1].mean)
-    curves = {name: (found.sizes, found.means, np.hypot(found.stds, found.error or 0.0)) for name, found in ranked}
-    section = Section(
-        "Log-det distance",
-        "Mean over the reference point sets; the band is their standard deviation and the projection's error together,"
-        " which is how far the distance may be off as gradients were projected. 0 is as diverse as points spread at"
-        " random over the sphere.",
-        shown,
-        [curve_figure(curves)],
-    )
-    return render("Diversity", f"{len(shown.rows)} tables, most diverse first.", [section])
+    titles = {"greedy": "The most diverse examples", "uniform": "Examples drawn at random"}
+    sections = []
+    for form, distances in found.items():
+        curves = {name: (one.sizes, one.means, np.hypot(one.stds, one.uncertainty)) for name, one in ranked(distances)}
+        text = (
+            f"Log-det distance {origin}, of as many examples of each table. The band is what it may be off by, one"
+            " standard deviation: over references, over the examples that came, and as gradients were projected."
+        )
+        sections.append(Section(titles[form], text, shown[form], [curve_figure(curves)]))
+    names = next(iter(found.values()))
+    return render("Diversity", f"{len(names)} tables, most diverse first.", sections)
 
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:
     """A distance without its curve, for JSON."""
-    names = ("size", "subset", "mean", "std", "error", "floored")
+    names = ("size", "subset", "mean", "std", "sampling", "error", "floored")
     return {name: getattr(distance, name) for name in names}
 
 

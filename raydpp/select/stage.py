@@ -181,7 +181,7 @@ def select(
     if target_score not in get_args(TargetScore):
         raise UserError(f"--target-score {target_score}: use one of {', '.join(get_args(TargetScore))}")
     checked_seed("--seed", seed)
-    if target and quality_weight == 0 and method == "greedy":
+    if target and quality_weight == 0 and method == "greedy" and not preview:
         raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.5, or 1 for the nearest")
     if checkpoints and target_score == "nearest":
         raise UserError("--checkpoints average the cosines with sources: use --target-score mean or conflict-aware")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from raydpp.diversity.distance import (
+    LogDetDistance,
     Subset,
     distance_from_curves,
     greedy_curve,
@@ -194,3 +195,21 @@ def test_small_gains_are_left_out_of_both_sums() -> None:
     whole = log_det_distance(x, 34, gamma=0.3)
     dropped = log_det_distance(x, 34, gamma=0.3, drop_below=-7.0)
     assert dropped.mean < whole.mean - 1  # the copies' floors are gone
+
+
+def test_the_probability_that_one_is_more_diverse_goes_by_both_errors() -> None:
+    curves, reference = -np.arange(1.0, 11)[None], np.zeros((1, 10))
+
+    def measured(scale: float, error: float | None, sampling: float | None) -> LogDetDistance:
+        return distance_from_curves(
+            scale * curves, reference, subset="greedy", kernel=Kernel(), error=error, sampling=sampling
+        )
+
+    one, two = measured(1.0, 0.3, 0.4), measured(1.5, None, 1.2)
+    assert (one.uncertainty, two.uncertainty) == pytest.approx((0.5, 1.2))
+    assert (one.mean, two.mean) == pytest.approx((1.0, 1.5))
+    draws = np.random.default_rng(0).standard_normal((2, 200_000))
+    share = np.mean(1.0 + 0.5 * draws[0] < 1.5 + 1.2 * draws[1])
+    assert one.probability_below(two) == pytest.approx(share, abs=0.005)
+    assert two.probability_below(one) == pytest.approx(1 - one.probability_below(two))
+    assert measured(1.0, None, None).probability_below(measured(2.0, None, None)) == 0.5

@@ -29,7 +29,8 @@ pytestmark = pytest.mark.usefixtures("cluster")
 def test_every_conversation_becomes_a_vector_in_plain_parquet(table: str, corpus: str) -> None:
     found = pq.read_table(Path(table) / "gradients")
     assert found.num_rows == 40
-    assert found.schema.equals(gradient_schema(64))
+    assert found.schema.equals(gradient_schema(64, difficulty=True))
+    assert min(found["difficulty"].to_pylist()) > 0
     features = vectors(found["gradient"])
     assert features.dtype == np.int8
     np.testing.assert_allclose(np.linalg.norm(features.astype(float), axis=1), math.sqrt(64) / STEP, rtol=0.05)

@@ -24,6 +24,7 @@ def test_the_job_agrees_with_the_function(table: str, tmp_path: Path, subset: st
     run = measure([table], str(tmp_path / "out"), size=12, subset=subset, draws=2)  # type: ignore[arg-type]
     rows = pq.read_table(Path(table) / "gradients").sort_by("id")
     expected = raydpp.log_det_distance(vectors(rows["gradient"]), 12, subset=subset, draws=2)  # type: ignore[arg-type]
+    assert [one["subset"] for one in run.record["results"]] == [subset]
     (found,) = json.loads((tmp_path / "out" / "distances.json").read_text())
     if subset == "greedy":  # a uniform draw depends on the order of rows
         assert found["mean"] == pytest.approx(expected.mean, abs=1e-9)
@@ -41,16 +42,17 @@ def test_the_job_agrees_with_the_function(table: str, tmp_path: Path, subset: st
 
 def test_sources_are_measured_side_by_side(table: str, tmp_path: Path) -> None:
     run = measure([table], str(tmp_path / "out"), split_by_source=True)
-    assert [(row["table"], row["rows"], row["size"]) for row in run.record["results"]] == [
-        ("first", 20, 20),
-        ("second", 20, 20),
+    assert [(row["subset"], row["table"], row["rows"], row["size"]) for row in run.record["results"]] == [
+        (subset, name, 20, 20) for subset in ("greedy", "uniform") for name in ("first", "second")
     ]
-    (shown,) = run.tables
-    assert [row[:3] for row in shown.rows] in (
-        [["first", 20, 20], ["second", 20, 20]],
-        [["second", 20, 20], ["first", 20, 20]],
-    )
-    assert [row[3] for row in shown.rows] == sorted(row["mean"] for row in run.record["results"])
+    for shown, form in zip(run.tables, ("greedy", "uniform"), strict=True):
+        assert [row[:3] for row in shown.rows] in (
+            [["first", 20, 20], ["second", 20, 20]],
+            [["second", 20, 20], ["first", 20, 20]],
+        )
+        assert [row[3] for row in shown.rows] == sorted(
+            row["mean"] for row in run.record["results"] if row["subset"] == form
+        )
 
 
 def test_a_table_whose_cosines_are_mostly_noise_is_warned_about(
@@ -127,3 +129,51 @@ def test_small_gains_can_be_dropped(table: str, tmp_path: Path) -> None:
     expected = raydpp.log_det_distance(vectors(pq.read_table(twice)["gradient"]), 42, gamma=0.25, drop_below=-7.0)
     assert dropped == pytest.approx(expected.mean)
     assert kept > dropped + 2 * 10 / 42
+
+
+def spread_over(folder: Path, name: str, rows: int, near: float, seed: int, dimension: int = 12) -> str:
+    """Unit rows, the nearer to one another the larger ``near`` is."""
+    points = np.random.default_rng(seed).standard_normal((rows, dimension))
+    points[:, 0] += near * dimension**0.5
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    ids = [f"{n:04d}" for n in range(rows)]
+    write_table(Folder.at(folder), f"{name}.parquet", pa.table({"id": ids, "gradient": list(points)}))
+    return str(folder / f"{name}.parquet")
+
+
+def test_one_is_called_more_diverse_only_where_it_is(tmp_path: Path) -> None:
+    wide, again = (spread_over(tmp_path, name, 300, 0.0, seed) for seed, name in enumerate(("wide", "again")))
+    narrow = spread_over(tmp_path, "narrow", 300, 1.0, 5)
+    run = measure([narrow, wide, again], str(tmp_path / "out"), size=60)
+    for shown in run.tables:
+        verdicts = {row[0]: row[shown.headings.index("more diverse than the next")] for row in shown.rows}
+        assert list(verdicts)[2] == "narrow.parquet"
+        first, second, last = verdicts.values()
+        assert first == "no difference seen"
+        assert float(str(second).rstrip("%")) > 99
+        assert last is None
+    assert "no difference seen between" in run.summary
+    clear = measure([narrow, wide], str(tmp_path / "clear"), size=60)
+    assert "most diverse wide.parquet, with a probability of" in clear.summary
+    alone = measure([wide], str(tmp_path / "alone"), size=60)
+    greedy, uniform = alone.record["results"]
+    assert f"{greedy['mean']:.4f} +- {greedy['sampling']:.4f} nats per example" in alone.summary
+    assert uniform["subset"] == "uniform"
+
+
+def test_a_table_can_be_the_reference(tmp_path: Path) -> None:
+    wide, narrow = spread_over(tmp_path, "wide", 80, 0.0, 0), spread_over(tmp_path, "narrow", 90, 1.0, 1)
+    alone = measure([wide, narrow], str(tmp_path / "alone"), size=40, draws=3).record["results"]
+    run = measure([narrow, wide], str(tmp_path / "out"), size=40, draws=3, reference=wide)
+    found = {(one["subset"], one["table"]): one["mean"] for one in run.record["results"]}
+    by_points = {(one["subset"], one["table"]): one["mean"] for one in alone}
+    for subset in ("greedy", "uniform"):
+        assert found[subset, "wide.parquet"] == pytest.approx(0, abs=1e-9)
+        difference = by_points[subset, "narrow.parquet"] - by_points[subset, "wide.parquet"]
+        assert found[subset, "narrow.parquet"] == pytest.approx(difference, abs=1e-9)
+    assert "from wide.parquet" in run.summary
+    with pytest.raises(UserError, match=r"--size 85: wide\.parquet has 80"):
+        measure([narrow], str(tmp_path / "large"), size=85, reference=wide)
+    other = spread_over(tmp_path, "other", 80, 0.0, 0, dimension=5)
+    with pytest.raises(UserError, match="dimensions"):
+        measure([narrow], str(tmp_path / "other-out"), reference=other)

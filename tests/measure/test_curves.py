@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raydpp.cluster import Here
+from raydpp.dpp.greedy import greedy_map
+from raydpp.dpp.kernels import Kernel
+from raydpp.measure.curves import Measured, example_error, subset_curves
+from raydpp.storage import Folder
+from raydpp.tables import GradientTable, open_table, write_table
+
+KERNEL = Kernel("rbf", 0.5)
+
+
+def written(folder: Path, points: np.ndarray) -> GradientTable:
+    rows = pa.table({"id": [f"{n:05d}" for n in range(len(points))], "gradient": list(points)})
+    write_table(Folder.at(folder), "t.parquet", rows)
+    return open_table(str(folder / "t.parquet"), "gradient")
+
+
+def drawn(rows: int, seed: int) -> np.ndarray:
+    points = np.random.default_rng(seed).standard_normal((rows, 8))
+    points[:, 0] += 3
+    return points / np.linalg.norm(points, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize(("rows", "size"), [(200, 40), (60, 60), (2_000, 30)])
+def test_the_error_is_what_other_examples_would_have_made_of_it(tmp_path: Path, rows: int, size: int) -> None:
+    means = [greedy_map(drawn(rows, seed), size, gamma=0.5).log_det / size for seed in range(30)]
+    told = [example_error(Here(), written(tmp_path / str(n), drawn(rows, n)), size, KERNEL) or 0.0 for n in range(3)]
+    assert 0.4 < np.mean(told) / np.std(means) < 2.5
+
+
+def test_too_few_examples_tell_no_error(tmp_path: Path) -> None:
+    assert example_error(Here(), written(tmp_path, drawn(7, 0)), 3, KERNEL) is None
+    assert example_error(Here(), written(tmp_path, drawn(8, 0)), 8, KERNEL) is not None
+
+
+def test_uniform_draws_differ_by_as_much_as_one_of_them_is_off(tmp_path: Path) -> None:
+    table = written(tmp_path, drawn(100, 0))
+    found = subset_curves(Here(), table, Measured("uniform", 20, KERNEL, 6, 0), sampling=True)
+    assert found.curves.shape == (6, 20)
+    assert found.sampling == pytest.approx(np.std(found.curves[:, -1], ddof=1) / 20)
+    one = subset_curves(Here(), table, Measured("uniform", 20, KERNEL, 1, 0), sampling=True)
+    assert one.sampling is None
+    assert subset_curves(Here(), table, Measured("greedy", 20, KERNEL, 2, 0)).sampling is None
