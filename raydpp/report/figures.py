@@ -50,11 +50,12 @@ def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -
     return Plot(figure, _alt(f"Line chart, {title}", alts))
 
 
-def gains_figure(log_gains: Mapping[str, ArrayLike]) -> Plot:
+def gains_figure(log_gains: Mapping[str, ArrayLike], mark: int | None = None) -> Plot:
     """The marginal log-gain of every pick, in the order of the greedy selection; with a legend of several.
 
     Args:
         log_gains: Name -> the gains [k]. What is not finite is not drawn.
+        mark: A pick to draw a line at.
     """
     title = "What each pick adds"
     with styled():
@@ -67,6 +68,9 @@ def gains_figure(log_gains: Mapping[str, ArrayLike]) -> Plot:
             if drawn := _line(axes, number, np.arange(1.0, len(gains) + 1), gains, np.zeros(len(gains))):
                 lines[name], ends = drawn
                 alts.append(f"{name}: {ends}" if len(log_gains) > 1 else ends)
+        if mark is not None:
+            axes.axvline(mark, color=SOFT, linewidth=1, linestyle=":")
+            alts.append(f"a line at {mark:,}")
         _finish_lines(axes, bool(lines))
         if len(lines) > 1:
             _legend(figure, lines)

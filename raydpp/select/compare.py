@@ -26,6 +26,7 @@ from raydpp.report.figures import curve_figure, gains_figure, mix_figure
 from raydpp.report.html import Section, render
 from raydpp.report.table import Table, shorten
 from raydpp.select.inputs import SelectionJob
+from raydpp.select.left_out import LeftOut
 from raydpp.select.request import Picked, Request, numbers
 from raydpp.select.target import target_tasks
 from raydpp.storage import Folder
@@ -140,14 +141,21 @@ def comparison_table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def write_report(
-    out: Folder, picked: Picked, whole_mix: Mapping[str, float], records: Sequence[Mapping[str, Any]], lead: str
+    out: Folder,
+    picked: Picked,
+    whole_mix: Mapping[str, float],
+    records: Sequence[Mapping[str, Any]],
+    lead: str,
+    pruned: int | None = None,
+    left: LeftOut | None = None,
 ) -> None:
-    """report.html of a selection: what each pick adds, where the picks come from, the comparison if there is one."""
+    """report.html of a selection: what each pick adds, where the picks come from, what is left out, the comparison."""
+    adds = "The marginal log-gain of every pick: where it flattens, more examples add little."
+    if pruned:
+        adds += f" From pick {pruned:,} on (the line) each adds little: what comes after can be pruned."
     sections = [
         Section(
-            "What each pick adds",
-            "The marginal log-gain of every pick: where it flattens, more examples add little.",
-            figures=[gains_figure({"selection": picked.selection.log_gains})],
+            "What each pick adds", adds, figures=[gains_figure({"selection": picked.selection.log_gains}, mark=pruned)]
         ),
         Section(
             "Where the examples come from",
@@ -155,6 +163,9 @@ def write_report(
             figures=[mix_figure({"the whole": dict(whole_mix), "selection": source_mix(picked.rows)})],
         ),
     ]
+    if left:
+        explained = "Explained is the share of an example's variance that all selected ones hold together."
+        sections.append(Section("What is left out", f"{str(left).capitalize()}. {explained}", left.table))
     if records:
         curves = {
             one["method"]: (

@@ -63,6 +63,8 @@ def select(
     oracle: Literal["auto", "textbook", "cholesky", "feature-space"] = "auto",
     method: Method = "greedy",
     compare: bool = False,
+    redundancy: Literal["auto", "always", "never"] = "auto",
+    prune_below: float = 0.1,
     seed: int = 0,
     threshold: float = 0.95,
     partitions: int | None = None,
@@ -80,7 +82,8 @@ def select(
     Each partition of the table (a set of its files, read by the task that works on it) picks more than its share;
     the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
     holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
-    the gradient table, OUT/report.html what each pick adds and where the picks come from.
+    the gradient table, OUT/redundancy what each example left out is nearest to, OUT/report.html what each pick adds and
+    where the picks come from.
 
     Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
     without a new search. Ctrl-C during the search keeps the picks so far.
@@ -161,6 +164,10 @@ def select(
             OUT/preview.html and nothing else.
         compare: Whether to run every baseline at the same budget as well, and to print one table of log det, log-det
             distance, quality and source mix.
+        redundancy: Whether to write OUT/redundancy: for each example left out the nearest selected one, and the share
+            of its variance that the selection explains. auto: where it takes no more than about a minute.
+        prune_below: Say from which pick on an example adds less than this share of its variance: what comes after could
+            be pruned.
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
     lists = [urls or [] for urls in (owned, exclude, scores, target, checkpoints)]
@@ -178,6 +185,10 @@ def select(
         raise UserError(f"--partitions {partitions}: at least one is needed")
     if method not in get_args(Method):
         raise UserError(f"--method {method}: use one of {', '.join(get_args(Method))}")
+    if redundancy not in ("auto", "always", "never"):
+        raise UserError(f"--redundancy {redundancy}: use auto, always or never")
+    if not 0 < prune_below < 1:
+        raise UserError(f"--prune-below {prune_below:g}: give a share between 0 and 1")
     if target_score not in get_args(TargetScore):
         raise UserError(f"--target-score {target_score}: use one of {', '.join(get_args(TargetScore))}")
     checked_seed("--seed", seed)
@@ -226,9 +237,11 @@ def select(
         if run.done:
             return run.done
     # torch and matplotlib take seconds: mistakes, and what is done already, are found before they are loaded
+    from raydpp.diversity.redundancy import prune_rank
     from raydpp.select import compare as comparing
     from raydpp.select.compare import Choice, pick_baselines
     from raydpp.select.distributed import greedy
+    from raydpp.select.left_out import is_cheap, look_at_left_out
     from raydpp.select.outputs import Distances, about, read_examples, write_dataset, write_selection
 
     tasks = tasks_for("select", address, given, alone)
@@ -280,17 +293,24 @@ def select(
             others = beside = comparing.with_baselines(job, picked, method, seed, threshold)
         elif not picked.interrupted:
             beside = comparing.beside_random(job, picked, method, seed)
+        left = None
+        if not picked.interrupted and (redundancy == "always" or (redundancy == "auto" and is_cheap(job, len(chosen)))):
+            left = look_at_left_out(job, picked, run.out)
+            log.info("select: %s", left)
+        pruned = prune_rank(gains, request.objective.kernel, prune_below)
     how = method if method != "greedy" else "exact greedy" if exact or shares == 1 else f"{shares} partitions"
     stopped, log_det = picked.selection.stopped, picked.selection.log_det
     summary = (
         f"select: {len(chosen):,} of {opened.rows:,} examples of {opened.name} by {how},"
         f" log det {log_det:,.2f} nats{' given what is owned' if have.count else ''} -> {run.out}"
     )
+    if pruned:
+        log.info("select: from pick %s on, each adds less than %g of an example's variance", f"{pruned:,}", prune_below)
     if stopped:
         log.warning("select: %s", stopped)
         summary += f" ({stopped})"
     whole = {source: rows / opened.rows for source, rows in counts.items()}
-    comparing.write_report(run.out, picked, whole, others, summary)
+    comparing.write_report(run.out, picked, whole, others, summary, pruned, left)
     card = about(opened, request, how, config)
     if examples:
         curves = {one["method"]: one["curve"] for one in beside if one["method"] in (method, "random")}
@@ -316,6 +336,8 @@ def select(
         "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
+        "prune_rank": pruned,
+        "left_out": left and left.facts,
         "card": card,
         "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }

@@ -75,6 +75,9 @@ def test_several_runs_of_gains_have_a_legend_and_one_has_none() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["one", "two"]
     assert plot.alt.endswith("one: 0 at 1 to -1 at 2; two: 0 at 1 to -3 at 3.")
     assert not gains_figure({"one": [0, -1]}).figure.legends
+    marked = gains_figure({"one": [0, -1, -2]}, mark=2)
+    np.testing.assert_array_equal(marked.figure.axes[0].lines[-1].get_xdata(), [2, 2])
+    assert marked.alt.endswith("a line at 2.")
 
 
 def test_sources_are_sorted_and_the_rest_folded() -> None:
