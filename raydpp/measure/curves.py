@@ -69,8 +69,19 @@ def subset_curves(tasks: Here, table: GradientTable, how: Measured, sampling: bo
     drawn = [tasks.submit(_draw_curve, table, how.size, how.kernel, [how.seed, draw]) for draw in range(how.draws)]
     pairs = tasks.get(drawn)
     curves = np.stack([curve for curve, _ in pairs])  # (draws, m)
-    over = float(curves[:, -1].std(ddof=1) / how.size) if sampling and how.draws > 1 else None
-    return Curves(curves, pairs[0][1], over)
+    return Curves(curves, pairs[0][1], _draw_error(curves, table.rows) if sampling and how.draws > 1 else None)
+
+
+def _draw_error(curves: np.ndarray, rows: int) -> float:
+    """By how much a uniform draw's distance would vary if it came from more than N = ``rows``: (draws, m) curves.
+
+    Draws of much of a table are alike since they overlap: their first p <= N / 2 rows tell the variance, which without
+    replacement is less by the share 1 - p / N, and falls as 1 / m.
+    """
+    size = curves.shape[1]
+    part = max(1, min(size, rows // 2))
+    spread = curves[:, part - 1].std(ddof=1) / part
+    return float(spread * math.sqrt(part / size / (1 - part / rows)))
 
 
 def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
@@ -110,8 +121,12 @@ def _jackknife(table: GradientTable, size: int, kernel: Kernel) -> float:
     found = []
     for _ in range(RESAMPLES):
         some = np.sort(random.permutation(len(features))[:kept])
-        gains = greedy(Items(features[some]), Budget(picks), Objective(kernel)).log_gains
-        found.append(greedy_curve(gains, picks, kernel)[-1] / picks)
+        if picks == kept:  # in whatever order
+            curve = log_det_curve(features[some], kernel)
+        else:
+            chosen = greedy(Items(features[some]), Budget(picks), Objective(kernel))
+            curve = greedy_curve(chosen.log_gains, picks, kernel)
+        found.append(curve[-1] / picks)
     ratio = kept / (len(features) - kept) * len(features) / table.rows
     return float(np.std(found, ddof=1) * math.sqrt(ratio))
 

@@ -209,7 +209,7 @@ def distance_table(distances: Mapping[str, LogDetDistance], rows: Mapping[str, i
         "more diverse than the next": [*(comparison(a, b) for (_, a), (_, b) in itertools.pairwise(order)), None],
     }
     shown = {heading: cells for heading, cells in columns.items() if any(cell is not None for cell in cells)}
-    title = f"Log-det distance {origin}, nats per example, one standard deviation each (smaller is more diverse; {how})"
+    title = f"Log-det distance {origin}, nats per example (smaller is more diverse; {how})"
     return Table(title, list(shown), [list(row) for row in zip(*shown.values(), strict=True)])
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from raydpp.cluster import Here
+from raydpp.diversity.distance import log_det_curve
 from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.measure.curves import Measured, example_error, subset_curves
@@ -44,7 +45,19 @@ def test_uniform_draws_differ_by_as_much_as_one_of_them_is_off(tmp_path: Path) -
     table = written(tmp_path, drawn(100, 0))
     found = subset_curves(Here(), table, Measured("uniform", 20, KERNEL, 6, 0), sampling=True)
     assert found.curves.shape == (6, 20)
-    assert found.sampling == pytest.approx(np.std(found.curves[:, -1], ddof=1) / 20)
+    assert found.sampling == pytest.approx(np.std(found.curves[:, -1], ddof=1) / 20 / 0.8**0.5)
     one = subset_curves(Here(), table, Measured("uniform", 20, KERNEL, 1, 0), sampling=True)
     assert one.sampling is None
     assert subset_curves(Here(), table, Measured("greedy", 20, KERNEL, 2, 0)).sampling is None
+
+
+@pytest.mark.parametrize("rows", [40, 55, 1_000])  # all of them, most, few
+def test_the_error_of_uniform_draws_is_that_of_draws_from_everything(tmp_path: Path, rows: int) -> None:
+    size = 40
+    means = [log_det_curve(drawn(size, seed), KERNEL)[-1] / size for seed in range(100)]
+    how = Measured("uniform", size, KERNEL, 12, 0)
+    told = [
+        subset_curves(Here(), written(tmp_path / str(n), drawn(rows, n)), how, sampling=True).sampling or 0.0
+        for n in range(6)
+    ]
+    assert 0.5 < np.mean(told) / np.std(means) < 2
