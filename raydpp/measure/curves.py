@@ -99,7 +99,8 @@ def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
 
 
 RESAMPLES = 20
-_PICKS = 200  # of a resample, at most
+_ROWS, _PICKS = 2_000, 200  # of a part, at most
+_FEWEST = 20  # picks, where so many are measured
 
 
 def example_error(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> float | None:
@@ -107,17 +108,17 @@ def example_error(tasks: Here, table: GradientTable, size: int, kernel: Kernel) 
 
     The delete-d jackknife (Shao & Wu 1989, "A general theory for jackknife variance estimation"): the standard
     deviation of the distance over ``RESAMPLES`` parts of a sample of the table, without replacement since copies would
-    be the least diverse of all, scaled to the whole. Parts are picked from in the table's proportion, ``_PICKS`` at
-    most. None of fewer than eight examples.
+    be the least diverse of all, scaled to the whole. Parts are picked from in the table's proportion, at least
+    ``_FEWEST``, which errs on the large side. None of fewer than eight examples.
     """
     return tasks.get(tasks.submit(_jackknife, table, size, kernel)) if table.rows >= 8 else None
 
 
 def _jackknife(table: GradientTable, size: int, kernel: Kernel) -> float:
     share = size / table.rows
-    kept = max(2, min(table.rows // 2, math.ceil(_PICKS / share)))  # rows of a part
+    kept = max(2, min(table.rows // 2, math.ceil(_PICKS / share), _ROWS))  # rows of a part
     features = table.sample(2 * kept)  # (n, D)
-    picks, random = max(1, round(share * kept)), np.random.default_rng(0)
+    picks, random = max(round(share * kept), min(size, kept, _FEWEST)), np.random.default_rng(0)
     found = []
     for _ in range(RESAMPLES):
         some = np.sort(random.permutation(len(features))[:kept])
