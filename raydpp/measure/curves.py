@@ -69,17 +69,19 @@ def subset_curves(tasks: Here, table: GradientTable, how: Measured, sampling: bo
     drawn = [tasks.submit(_draw_curve, table, how.size, how.kernel, [how.seed, draw]) for draw in range(how.draws)]
     pairs = tasks.get(drawn)
     curves = np.stack([curve for curve, _ in pairs])  # (draws, m)
-    return Curves(curves, pairs[0][1], _draw_error(curves, table.rows) if sampling and how.draws > 1 else None)
+    return Curves(curves, pairs[0][1], _draw_error(curves, table.rows) if sampling else None)
 
 
-def _draw_error(curves: np.ndarray, rows: int) -> float:
+def _draw_error(curves: np.ndarray, rows: int) -> float | None:
     """By how much a uniform draw's distance would vary if it came from more than N = ``rows``: (draws, m) curves.
 
     Draws of much of a table are alike since they overlap: their first p <= N / 2 rows tell the variance, which without
-    replacement is less by the share 1 - p / N, and falls as 1 / m.
+    replacement is less by the share 1 - p / N, and falls as 1 / m. None of one draw, or of one row.
     """
     size = curves.shape[1]
-    part = max(1, min(size, rows // 2))
+    if len(curves) < 2 or rows < 2:
+        return None
+    part = min(size, rows // 2)
     spread = curves[:, part - 1].std(ddof=1) / part
     return float(spread * math.sqrt(part / size / (1 - part / rows)))
 

@@ -29,9 +29,9 @@ def drawn(rows: int, seed: int) -> np.ndarray:
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("rows", "size"), [(200, 40), (60, 60), (2_000, 30)])
+@pytest.mark.parametrize(("rows", "size"), [(200, 40), (60, 60), (600, 30)])
 def test_the_error_is_what_other_examples_would_have_made_of_it(tmp_path: Path, rows: int, size: int) -> None:
-    means = [greedy_map(drawn(rows, seed), size, gamma=0.5).log_det / size for seed in range(30)]
+    means = [greedy_map(drawn(rows, seed), size, gamma=0.5).log_det / size for seed in range(20)]
     told = [example_error(Here(), written(tmp_path / str(n), drawn(rows, n)), size, KERNEL) or 0.0 for n in range(3)]
     assert 0.4 < np.mean(told) / np.std(means) < 2.5
 
