@@ -51,9 +51,11 @@ def redundancy(features: Features, selected: Features, kernel: Kernel, ids: Ids 
 
 
 def prune_rank(log_gains: np.ndarray, kernel: Kernel, share: float) -> int | None:
-    """The first pick, from 1, that adds less than a share of an example's variance; None where none does.
+    """The first pick, from 1, from which on each adds less than a share of an example's variance; None where none is.
 
-    (m,) log gains in nats: those of pick i and of all that greedy picks later are below ``log(share k(x, x))``.
+    (m,) log gains in nats: those from there on are below ``log(share k(x, x))``, also where quality, or a baseline,
+    picks in another order than that of gains.
     """
-    below = np.flatnonzero(np.asarray(log_gains) < np.log(share * kernel.variance))
-    return int(below[0]) + 1 if len(below) else None
+    above = np.flatnonzero(np.asarray(log_gains) >= np.log(share * kernel.variance))
+    rank = int(above[-1]) + 2 if len(above) else 1
+    return rank if rank <= len(log_gains) else None

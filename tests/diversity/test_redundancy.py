@@ -63,8 +63,10 @@ def test_the_next_pick_is_the_one_that_is_explained_least() -> None:
     assert left[found.explained[left].argmin()] == picks[10]
 
 
-def test_the_pruning_rank_is_the_first_below_a_share_of_the_variance() -> None:
+def test_from_the_pruning_rank_on_all_are_below_a_share_of_the_variance() -> None:
     gains = np.log([1.0, 0.6, 0.3, 0.25, 0.05])
     assert [prune_rank(gains, Kernel(), share) for share in (0.7, 0.3, 0.26, 0.1, 0.01)] == [2, 4, 4, 5, None]
     assert prune_rank(gains, Kernel("cosine", ridge=0.1), 0.58) == 2  # 0.6 of 1.1
     assert prune_rank(np.empty(0), Kernel(), 0.5) is None
+    assert prune_rank(np.log([0.9, 0.1, 0.8, 0.2, 0.1]), Kernel(), 0.5) == 4  # in another order than that of gains
+    assert prune_rank(np.log([0.2, 0.1]), Kernel(), 0.5) == 1
