@@ -23,7 +23,7 @@ from raydpp.tables import GradientTable, Part, vectors, write_table
 log = logging.getLogger(__name__)
 
 REDUNDANCY = "redundancy"
-_CHEAP = 2e12  # operations; a minute or less of two cores
+_CHEAP = 7e11  # operations; about a minute of one core
 _SHOWN = 20  # pairs
 
 
