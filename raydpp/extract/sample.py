@@ -6,14 +6,17 @@ The corpus is in the order of its ids, which are hashes: the smallest ids are a 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raydpp import runs
 from raydpp.errors import UserError
 from raydpp.storage import Folder
 from raydpp.tables import Part, parquet_parts, read_columns
@@ -46,6 +49,14 @@ class Sample:
             of_source = pc.equal(table["source"], source)
             wanted.append(of_source if last is None else pc.and_(of_source, pc.less_equal(table["id"], last)))
         return table.filter(functools.reduce(pc.or_, wanted))
+
+
+def identity(corpus_record: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Any]:
+    """What tells a sample's corpus, and its shortlist where there is one, from others: strict JSON."""
+    found = {"corpus": runs.identity(corpus_record)}
+    if only is not None:
+        found["only"] = hashlib.blake2b("\n".join(only).encode(), digest_size=16).hexdigest()
+    return found
 
 
 def choose(

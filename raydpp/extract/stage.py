@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -14,6 +13,7 @@ from raydpp.cluster import cluster_plan, connect, unwrap_task_errors
 from raydpp.diversity.fidelity import SAMPLE, Fidelity, fidelity
 from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
+from raydpp.extract.sample import identity as identity_of
 from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
 from raydpp.gradients.optimizer import learning_rate, moments_file
@@ -168,10 +168,7 @@ def extract(
         return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
     if shortlist and not (sources or limit or per_source) and chosen.rows < len(shortlist):
         log.warning("extract: %d of the ids of --only are not in %s", len(shortlist) - chosen.rows, corpus)
-    inputs: dict[str, Any] = {"corpus": runs.identity(corpus_record)}
-    if shortlist is not None:
-        inputs["only"] = hashlib.blake2b("\n".join(shortlist).encode(), digest_size=16).hexdigest()
-    run = runs.resume("extract", config, [inputs], free=["corpus", "only"])
+    run = runs.resume("extract", config, [identity_of(corpus_record, shortlist)], free=["corpus", "only"])
     if run.done:
         return run.done
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded

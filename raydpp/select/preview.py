@@ -68,7 +68,8 @@ def preview(job: SelectionJob, rows: int, spread: bool, out: str) -> RunResult:
                 found.append(one)
                 bar.update()
     found.sort(key=lambda one: (one["gamma"] or 0.0, one["weight"]))
-    mine = next(one for one in found if _key(one) == (_gamma_of(asked.kernel), asked.quality_weight))
+    own_key = _gamma_of(asked.kernel), asked.quality_weight
+    mine = next(one for one in found if (one["gamma"], one["weight"]) == own_key)
     for one in found:
         one["shared"] = len(one["ids"] & mine["ids"]) / max(1, len(mine["ids"]))
     pairs = itertools.combinations(range(len(found)), 2)
@@ -174,7 +175,3 @@ def _selected(
 
 def _gamma_of(kernel: Kernel) -> float | None:
     return kernel.gamma if kernel.name == "rbf" else None
-
-
-def _key(one: Mapping[str, Any]) -> tuple[float | None, float]:
-    return one["gamma"], one["weight"]

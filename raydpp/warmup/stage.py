@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import os
-from typing import Any, Literal
+from typing import Literal
 
 from raydpp import runs
 from raydpp.errors import RowError, UserError, checked_seed
 from raydpp.extract.sample import choose
+from raydpp.extract.sample import identity as identity_of
 from raydpp.extract.stage import cuts_expected
 from raydpp.extract.units import REJECTS
 from raydpp.gradients.config import ExtractorConfig, Masking
@@ -102,10 +102,7 @@ def warmup(
     if limit is None and per_source is None and shortlist is None:
         limit = max(_LEAST, math.ceil(_SHARE * sum(counts.get(name, 0) for name in sources or counts)))
     chosen = choose(source, counts, sources, limit, per_source, shortlist)
-    inputs: dict[str, Any] = {"corpus": runs.identity(corpus_record)}
-    if shortlist is not None:
-        inputs["only"] = hashlib.blake2b("\n".join(shortlist).encode(), digest_size=16).hexdigest()
-    run = runs.begin("warmup", config, [inputs], keep=True)
+    run = runs.begin("warmup", config, [identity_of(corpus_record, shortlist)], keep=True)
     if run.done:
         return run.done
     # torch and transformers take seconds: mistakes, and what is done already, are found before they are loaded
