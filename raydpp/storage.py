@@ -100,8 +100,11 @@ class Folder:
             write(stream)
         self.system.move(name + UNFINISHED, name)
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        self.write(name, lambda stream: stream.write(content))
+
     def write_text(self, name: str, text: str) -> None:
-        self.write(name, lambda stream: stream.write(text.encode()))
+        self.write_bytes(name, text.encode())
 
     def write_json(self, name: str, value: Any) -> None:
         """Strict JSON: NaN and infinities are refused."""

@@ -12,7 +12,7 @@ from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run_job, sta
 from raydpp.ingest.stage import ingest
 from raydpp.select.partition_merge import OVERSAMPLE
 
-HEAVY = ("torch", "transformers", "scipy", "sklearn", "matplotlib", "ray", "peft")
+HEAVY = ("torch", "transformers", "scipy", "sklearn", "vl_convert", "ray", "peft")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

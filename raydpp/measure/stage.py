@@ -16,7 +16,7 @@ from raydpp.diversity.fidelity import SAMPLE, fidelity
 from raydpp.dpp.kernels import Kernel
 from raydpp.errors import UserError, checked_seed
 from raydpp.report.table import Table
-from raydpp.storage import absolute
+from raydpp.storage import Folder, absolute
 from raydpp.tables import GradientTable, by_source, open_table, same_fingerprint
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def measure(
     one size. One is called more diverse than another with the probability that it is: distances are off by which
     examples came, and as gradients are projected. Beside it stand the Vendi score and other measures.
     OUT/distances.json holds the numbers and curves, OUT/metrics.json and OUT/metrics.csv the numbers alone,
-    OUT/report.html the tables and the plots.
+    OUT/report.html the tables and the plots, OUT/plots the plots as PNG.
 
     Args:
         tables: Output folders of raydpp extract or select, or Parquet files with the columns id and --feature-column.
@@ -164,7 +164,7 @@ def measure(
     write_metrics(run.out, results, others, similarity)
     order = [name for name, _ in ranked(next(iter(found.values())))]
     more = [measures_section(others, order)] if others else []
-    run.out.write_text("report.html", report(shown, found, origin, more))
+    report(run.out, shown, found, origin, more)
     form, distances = next(iter(found.items()))
     what = f"log-det distance {origin} at {m:,} examples ({form}, {similarity})"
     summary = f"measure: {what}: {verdict(distances)} -> {run.out}"
@@ -225,14 +225,15 @@ def distance_table(distances: Mapping[str, LogDetDistance], rows: Mapping[str, i
 
 
 def report(
+    out: Folder,
     shown: Mapping[Subset, Table],
     found: Mapping[Subset, Mapping[str, LogDetDistance]],
     origin: str,
     more: Sequence[Section],
-) -> str:
+) -> None:
     """report.html: for each form of subset the table, and the curves in the same order; then more sections."""
     from raydpp.report.figures import curve_figure
-    from raydpp.report.html import Section, render
+    from raydpp.report.html import Section, write_report
 
     titles = {"greedy": "The most diverse examples", "uniform": "Examples drawn at random"}
     sections = []
@@ -242,9 +243,9 @@ def report(
             f"Log-det distance {origin}, of as many examples of each table. The band is what it may be off by, one"
             " standard deviation: over references, over the examples that came, and as gradients were projected."
         )
-        sections.append(Section(titles[form], text, shown[form], [curve_figure(curves)]))
+        sections.append(Section(titles[form], text, shown[form], [curve_figure(curves, f"curves-{form}")]))
     names = next(iter(found.values()))
-    return render("Diversity", f"{len(names)} tables, most diverse first.", [*sections, *more])
+    write_report(out, "Diversity", f"{len(names)} tables, most diverse first.", [*sections, *more])
 
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:

@@ -1,53 +1,31 @@
-"""Figures of a report: curves, gains and shares, drawn with matplotlib (no display, no pyplot)."""
+"""Figures of a report: curves, gains and shares, as Vega-Lite specifications."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
-from raydpp.report.style import INK, SERIES, SOFT, Plot, styled
+from raydpp.report.style import SERIES, Plot
 from raydpp.report.table import format_value, shorten
 
-_DASHES = ("-", "--", ":", "-.")  # the next style when the colours are used up
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])  # the next style when the colours are used up
 _MOST_SOURCES = 15
 _LONGEST_LABEL = 32
 _MOST_POINTS = 1000  # a line; more than a screen can show
 
 
-def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Plot:
+def curve_figure(curves: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], file: str = "curves") -> Plot:
     """Log-det distance against the number of examples: lines with a band of one standard deviation on either side.
 
     Args:
         curves: Name -> (sizes [n], means [n], standard deviations [n]). What is not finite is not drawn.
+        file: The name of its PNG.
     """
     title = "Log-det distance against the number of examples"
-    with styled():
-        figure = Figure(figsize=(7.2, 3.6 + 0.2 * math.ceil(len(curves) / 3)))  # a legend has three names in a row
-        axes = figure.add_subplot(title=title, xlabel="examples m", ylabel="log-det distance, nats per example")
-        lines: dict[str, Artist] = {}
-        alts = []
-        for number, (name, curve) in enumerate(curves.items()):
-            size, mean, std = (_finite(values) for values in curve)  # [n] each
-            if (drawn := _line(axes, number, size, mean, std)) is None:
-                continue
-            lines[name], ends = drawn
-            alts.append(f"{name}: {ends}")
-        low, high = axes.dataLim.intervalx
-        if lines and 0 < 10 * low < high:
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,), numticks=20))
-            axes.xaxis.set_minor_locator(NullLocator())
-        _finish_lines(axes, bool(lines))
-        _legend(figure, lines)
-    return Plot(figure, _alt(f"Line chart, {title}", alts))
+    return _lines(file, title, "examples m", "log-det distance, nats per example", curves, named=True, log=True)
 
 
 def gains_figure(log_gains: Mapping[str, ArrayLike], mark: int | None = None) -> Plot:
@@ -57,24 +35,10 @@ def gains_figure(log_gains: Mapping[str, ArrayLike], mark: int | None = None) ->
         log_gains: Name -> the gains [k]. What is not finite is not drawn.
         mark: A pick to draw a line at.
     """
-    title = "What each pick adds"
-    with styled():
-        figure = Figure(figsize=(7.2, 3.6))
-        axes = figure.add_subplot(title=title, xlabel="pick", ylabel="marginal log-gain, nats")
-        lines: dict[str, Artist] = {}
-        alts = []
-        for number, (name, values) in enumerate(log_gains.items()):
-            gains = _finite(values)  # [k]
-            if drawn := _line(axes, number, np.arange(1.0, len(gains) + 1), gains, np.zeros(len(gains))):
-                lines[name], ends = drawn
-                alts.append(f"{name}: {ends}" if len(log_gains) > 1 else ends)
-        if mark is not None:
-            axes.axvline(mark, color=SOFT, linewidth=1, linestyle=":")
-            alts.append(f"a line at {mark:,}")
-        _finish_lines(axes, bool(lines))
-        if len(lines) > 1:
-            _legend(figure, lines)
-    return Plot(figure, _alt(f"Line chart, {title}", alts))
+    runs = {name: _finite(gains) for name, gains in log_gains.items()}  # [k] each
+    lines = {name: (np.arange(1.0, len(gains) + 1), gains, np.zeros(len(gains))) for name, gains in runs.items()}
+    title, y = "What each pick adds", "marginal log-gain, nats"
+    return _lines("gains", title, "pick", y, lines, named=len(lines) > 1, mark=mark)
 
 
 def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
@@ -91,63 +55,179 @@ def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
         row[:] = np.nan_to_num([max(0.0, mix.get(source, 0.0)) for source in sources], posinf=0.0)
     order = np.argsort(-share.sum(axis=0), kind="stable")
     kept, folded = order[:_MOST_SOURCES], order[_MOST_SOURCES:]
-    labels, bars = [_label(sources[i]) for i in kept], share[:, kept]  # [sets, bars]
+    labels, bars = [*_labels(sources[i] for i in kept).values()], share[:, kept]  # [sets, bars]
     if folded.size:
         labels.append(f"other ({folded.size} sources)")
         bars = np.column_stack([bars, share[:, folded].sum(axis=1)])
-    rows, thickness = np.arange(len(labels)), 0.8 / max(1, len(shares))
-    keys: dict[str, Artist] = {}
+    sets = list(_labels(shares).values())
+    values = [
+        {"name": name, "source": label, "share": _digits(width)}
+        for name, widths in zip(sets, bars, strict=True)
+        for label, width in zip(labels, widths, strict=True)
+    ]
     alts = []
-    with styled():
-        figure = Figure(figsize=(7.2, 1.5 + len(labels) * (0.14 + 0.14 * len(shares))))
-        axes = figure.add_subplot(title=title, xlabel="share of the set")
-        for number, (name, widths) in enumerate(zip(shares, bars, strict=True)):
-            y = rows + (number - (len(shares) - 1) / 2) * thickness
-            colour = SERIES[number % len(SERIES)]
-            drawn = axes.barh(y, widths, 0.86 * thickness, color=colour)
-            keys[name] = Patch(color=colour)
-            percents = [f"{width:.1%}" for width in widths]
-            axes.bar_label(drawn, percents, padding=3, fontsize=7.5, color=SOFT)
-            alts.append(f"{name}: " + ", ".join(map(" ".join, zip(labels, percents, strict=True))))
-        axes.set_yticks(rows, labels)
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.set_xlim(0, 1.12 * max(bars.max(initial=0.0), 0.01))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 * x:.3g}%"))
-        axes.tick_params(axis="y", length=0, labelcolor=INK)
-        axes.spines["left"].set_visible(False)
-        axes.grid(False, axis="y")
-        axes.grid(True, axis="x")
-        _legend(figure, keys)
-    return Plot(figure, _alt(f"Bar chart, {title}", alts))
+    for name, widths in zip(shares, bars, strict=True):
+        percents = [f"{width:.1%}" for width in widths]
+        alts.append(f"{name}: " + ", ".join(map(" ".join, zip(labels, percents, strict=True))))
+    x, axis = {"field": "share", "type": "quantitative"}, {"format": ".0%", "title": "share of the set"}
+    spec = {
+        "title": title,
+        "width": "container",
+        "height": len(labels) * (6 + 14 * len(sets)),
+        "data": {"values": values},
+        "encoding": {
+            "y": {
+                "field": "source",
+                "type": "nominal",
+                "sort": labels,
+                "title": None,
+                "axis": {"ticks": False, "domain": False, "labelLimit": 240},
+            },
+            "yOffset": {"field": "name", "type": "nominal", "sort": sets},
+        },
+        "layer": [
+            {
+                "params": [_TOGGLED],
+                "mark": {"type": "bar"},
+                "encoding": {
+                    "x": {**x, "axis": {**axis, "tickCount": 5}, "stack": None},
+                    "color": _colour(sets),
+                    "opacity": _faint(1),
+                    "tooltip": [
+                        {"field": "source", "type": "nominal"},
+                        {"field": "name", "type": "nominal", "title": "set"},
+                        {**x, "format": ".1%"},
+                    ],
+                },
+            },
+            {
+                "mark": {"type": "text", "align": "left", "dx": 4, "fontSize": 10},
+                "encoding": {"x": x, "text": {**x, "format": ".1%"}, "opacity": _faint(1)},
+            },
+        ],
+    }
+    return Plot("mix", _sound(spec), _alt(f"Bar chart, {title}", alts))
 
 
-def _line(axes: Axes, number: int, size: NDArray, mean: NDArray, std: NDArray) -> tuple[Artist, str] | None:
-    """Draw one line and its band, [n] each; the line, and its first and last point as text. None: nothing is finite."""
-    drawn = np.flatnonzero(np.isfinite(size) & np.isfinite(mean))
-    if not drawn.size:
-        return None
-    ends = " to ".join(f"{format_value(float(mean[i]))} at {format_value(float(size[i]))}" for i in drawn[[0, -1]])
-    if size.size > _MOST_POINTS:
-        some = np.union1d(np.linspace(0, size.size - 1, _MOST_POINTS).astype(int), drawn[[0, -1]])
-        size, mean, std = size[some], mean[some], std[some]
-    colour, dashes = SERIES[number % len(SERIES)], _DASHES[number // len(SERIES) % len(_DASHES)]
-    (line,) = axes.plot(size, mean, dashes, color=colour, marker="o" if drawn.size <= 12 else "", markersize=3.5)
-    if np.nanmax(std, initial=0.0) > 0:
-        axes.fill_between(size, mean - std, mean + std, color=colour, alpha=0.16, linewidth=0)
-    return line, ends
+# A click on an entry of the legend shows it alone, further clicks add and take away others.
+_TOGGLED = {"name": "shown", "bind": "legend", "select": {"type": "point", "fields": ["name"], "toggle": "true"}}
 
 
-def _finish_lines(axes: Axes, drawn: bool) -> None:
-    """Plain counts on the x axis; a note where nothing was drawn."""
-    if not drawn:
-        axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "no finite values", ha="center", transform=axes.transAxes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+def _lines(
+    file: str,
+    title: str,
+    x: str,
+    y: str,
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]],
+    *,
+    named: bool,
+    log: bool = False,
+    mark: int | None = None,
+) -> Plot:
+    """Lines with bands, name -> (x, y, half the band's width), [n] each; ``log``: over more than a decade of x."""
+    labels = _labels(lines)
+    values, alts, drawn = [], [], []
+    low, high, banded = np.inf, 0.0, False
+    for name, line in lines.items():
+        size, mean, std = (_finite(part) for part in line)  # [n] each
+        finite = np.flatnonzero(np.isfinite(size) & np.isfinite(mean))
+        if not finite.size:
+            continue
+        drawn.append(labels[name])
+        ends = (f"{format_value(float(mean[i]))} at {format_value(float(size[i]))}" for i in finite[[0, -1]])
+        alts.append((f"{name}: " if named else "") + " to ".join(ends))
+        low, high = min(low, size[finite].min()), max(high, size[finite].max())
+        some = np.arange(len(size))
+        if len(size) > _MOST_POINTS:
+            some = np.union1d(np.linspace(0, len(size) - 1, _MOST_POINTS).astype(int), finite[[0, -1]])
+        banded = banded or bool(np.nanmax(std, initial=0.0) > 0)
+        values += [
+            {"name": labels[name], **{key: _digits(number) for key, number in zip(_POINT, point, strict=True)}}
+            for point in np.column_stack([size, mean, mean - std, mean + std])[some]
+        ]
+    decades = {"type": "log"} if log and 0 < 10 * low < high else {"zero": False}
+    value = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}}
+    titles = {"x": x, "y": y} | ({"low": "low", "high": "high"} if banded else {})
+    shown: list[dict[str, str]] = [{"field": "name", "type": "nominal"}] if named else []
+    for field, heading in titles.items():
+        form = ",.10~g" if field == "x" else ".4~g"
+        shown.append({"field": field, "type": "quantitative", "title": heading, "format": form})
+    dash = {"domain": drawn, "range": [_DASHES[n // SERIES % len(_DASHES)] for n in range(len(drawn))]}
+    legend = _LEGEND if named else None
+    layers: list[dict[str, Any]] = [
+        {
+            "params": [_TOGGLED] if legend else [],
+            "mark": {"type": "line", "strokeWidth": 2, "invalid": "break-paths-show-path-domains"},
+            "encoding": {
+                "y": value,
+                "opacity": _faint(1) if legend else {"value": 1},
+                "strokeDash": {"field": "name", "type": "nominal", "scale": dash, "legend": legend},
+            },
+        },
+        {  # the point nearest to the pointer
+            "params": [{"name": "near", "select": {"type": "point", "on": "pointerover", "nearest": True}}],
+            "mark": {"type": "point", "filled": True, "size": 50},
+            "encoding": {
+                "y": value,
+                "opacity": {"condition": {"param": "near", "empty": False, "value": 1}, "value": 0},
+                "tooltip": shown,
+            },
+        },
+    ]
+    if banded:
+        band = {
+            "y": {**value, "field": "low"},
+            "y2": {"field": "high"},
+            "opacity": _faint(1) if legend else {"value": 1},
+        }
+        area = {"type": "area", "fillOpacity": 0.16, "invalid": "break-paths-show-path-domains"}
+        layers.insert(0, {"mark": area, "encoding": band})
+    if mark is not None:
+        at, bare = {"values": [{"x": mark}]}, {"color": None}
+        side = {"align": "right", "dx": -4} if 2 * mark > low + high else {"align": "left", "dx": 4}
+        text = {"type": "text", "text": f"{x} {mark:,}", "baseline": "top", "y": 2, **side}
+        layers += [{"data": at, "mark": "rule", "encoding": bare}, {"data": at, "mark": text, "encoding": bare}]
+        alts.append(f"a line at {mark:,}")
+    colour = {**_colour(drawn), "legend": legend}
+    spec = {
+        "title": title,
+        "width": "container",
+        "height": 280,
+        "data": {"values": values},
+        "encoding": {
+            "x": {
+                "field": "x",
+                "type": "quantitative",
+                "title": x,
+                "scale": {**decades, "nice": False},
+                "axis": {"grid": False, "format": ",.10~g", "labelOverlap": True},
+            },
+            "color": colour,
+        },
+        "layer": layers,
+    }
+    return Plot(file, _sound(spec), _alt(f"Line chart, {title}", alts))
 
 
-def _legend(figure: Figure, keys: Mapping[str, Artist]) -> None:
-    names = [_label(name) for name in keys]
-    figure.legend(list(keys.values()), names, loc="outside lower right", ncols=3, frameon=False)
+_LEGEND = {"orient": "bottom", "columns": 3, "title": None}
+_POINT = ("x", "y", "low", "high")
+
+
+def _sound(spec: dict[str, Any]) -> dict[str, Any]:
+    """The specification, or a note in its place where there is nothing to draw."""
+    if spec["data"]["values"]:
+        return spec
+    text = {"mark": {"type": "text", "text": "no finite values"}, "data": {"values": [{}]}}
+    return {"title": spec["title"], "width": "container", "height": 80, **text}
+
+
+def _colour(names: Sequence[str]) -> dict[str, Any]:
+    return {"field": "name", "type": "nominal", "scale": {"domain": list(names)}, "legend": _LEGEND}
+
+
+def _faint(opacity: float) -> dict[str, Any]:
+    """Full where the legend shows a series, nearly nothing elsewhere."""
+    return {"condition": {"param": "shown", "value": opacity}, "value": opacity / 12}
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
@@ -155,9 +235,22 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
     return np.where(np.isfinite(array), array, np.nan)
 
 
-def _label(name: str) -> str:
-    """A name that fits a figure: one line, printable (SVG is XML, which has no control characters)."""
-    return shorten("".join(c if c.isprintable() else " " for c in name), _LONGEST_LABEL)
+def _digits(value: float) -> float | None:
+    """Six significant digits, which are more than a screen can show; JSON has no NaN."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+def _labels(names: Iterable[str]) -> dict[str, str]:
+    """Names as a figure shows them: one line of printable characters, shortened, no two alike."""
+    labels: dict[str, str] = {}
+    for name in names:
+        label = base = shorten("".join(c if c.isprintable() else " " for c in name), _LONGEST_LABEL)
+        number = 1
+        while label in labels.values():
+            number += 1
+            label = f"{base} ({number})"
+        labels[name] = label
+    return labels
 
 
 def _alt(what: str, series: Sequence[str]) -> str:

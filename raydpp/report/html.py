@@ -1,15 +1,31 @@
-"""A self-contained HTML report: text, tables and figures in one file that needs no network and no script."""
+"""A self-contained HTML report: text, tables and figures in one file that needs no network.
+
+Figures are drawn by Vega-Lite, whose code is part of the page. A content security policy allows the page's own
+scripts and style by their hashes and nothing else; expressions are interpreted, since eval is not allowed.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import vl_convert
+from markupsafe import Markup
 
-from raydpp.report.style import COLOURS, Plot, svg
+from raydpp.report.style import COLOURS, Plot, config, png
 from raydpp.report.table import Table
+from raydpp.storage import Folder
+
+# Control characters, those that turn the direction of a line, and halves of characters, which UTF-8 cannot write.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -23,7 +39,7 @@ class Section:
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The report as one HTML document; all text is escaped.
+    """The report as one HTML document; all text is escaped, and what cannot be seen of it is shown as U+FFFD.
 
     Args:
         title: The document's title and first heading.
@@ -33,16 +49,45 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["paragraphs"] = _paragraphs
-    plots = [plot for section in sections for plot in section.figures]
-    drawn = {id(plot): svg(plot, f"figure-{number}-") for number, plot in enumerate(plots, 1)}
+    environment.filters |= {"paragraphs": _paragraphs, "embedded": _embedded, "hash": _hash}
+    style = Markup(environment.get_template("report.css").render(colours=COLOURS))
+    scripts = []
+    if any(section.figures for section in sections):
+        scripts = [Markup(_vega()), Markup((Path(__file__).parent / "report.js").read_text(encoding="utf-8"))]
     return environment.get_template("report.html").render(
-        title=title, lead=lead, sections=sections, colours=COLOURS, svg=lambda plot: drawn[id(plot)]
+        title=title, lead=lead, sections=sections, style=style, scripts=scripts, configs=[config(0), config(1)]
     )
+
+
+def write_report(out: Folder, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """OUT/report.html, and each of its figures as OUT/plots/NAME.png."""
+    for plot in [plot for section in sections for plot in section.figures]:
+        out.write_bytes(f"plots/{plot.name}.png", png(plot))
+    out.write_text("report.html", render(title, lead, sections))
+
+
+@cache
+def _vega() -> str:
+    """Vega, Vega-Lite, the expression interpreter and vegaEmbed as one script; it takes seconds to put together."""
+    return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no default
+
+
+def _visible(value: Any) -> Any:
+    return value if isinstance(value, Markup) or not isinstance(value, str) else _UNSEEN.sub("\ufffd", value)
+
+
+def _embedded(value: Any) -> Markup:
+    """JSON as the content of a script element: no text in it can end the element."""
+    return Markup(json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
 
 
 def _paragraphs(text: str) -> list[str]:

@@ -22,8 +22,9 @@ from raydpp.dpp.baselines import MOST_COVERED, pick
 from raydpp.dpp.budget import Budget
 from raydpp.errors import UserError
 from raydpp.progress import progress_bar, reporter
+from raydpp.report import html
 from raydpp.report.figures import curve_figure, gains_figure, mix_figure
-from raydpp.report.html import Section, render
+from raydpp.report.html import Section
 from raydpp.report.table import Table, shorten
 from raydpp.select.inputs import SelectionJob
 from raydpp.select.left_out import LeftOut
@@ -184,7 +185,7 @@ def write_report(
             [curve_figure(curves)],
         )
         sections.insert(0, compared)
-    out.write_text("report.html", render("Selection", lead, sections))
+    html.write_report(out, "Selection", lead, sections)
 
 
 def source_mix(rows: pa.Table) -> dict[str, float]:

@@ -83,7 +83,7 @@ def select(
     the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
     holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
     the gradient table, OUT/redundancy what each example left out is nearest to, OUT/report.html what each pick adds and
-    where the picks come from.
+    where the picks come from, OUT/plots its figures as PNG.
 
     Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
     without a new search. Ctrl-C during the search keeps the picks so far.
@@ -236,7 +236,7 @@ def select(
         run = runs.begin("select", config, [identity, *map(digest, files)], keep=exact)
         if run.done:
             return run.done
-    # torch and matplotlib take seconds: mistakes, and what is done already, are found before they are loaded
+    # torch takes seconds: mistakes, and what is done already, are found before it is loaded
     from raydpp.diversity.redundancy import prune_rank
     from raydpp.select import compare as comparing
     from raydpp.select.compare import Choice, pick_baselines

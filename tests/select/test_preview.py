@@ -48,7 +48,7 @@ def test_a_preview_says_what_each_choice_would_select(table: str, tmp_path: Path
             {name: rows["source"].to_pylist().count(name) / 10 for name in set(rows["source"].to_pylist())}
         )
     assert len(seen.record["overlaps"]) == 12 * 11 / 2
-    assert "<svg" in (Path(out) / "preview.html").read_text()
+    assert "<figure" in (Path(out) / "preview.html").read_text()
     assert select(table, out, 10, quality_weight=0.5).repeated
     json.dumps(seen.record)
 
