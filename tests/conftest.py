@@ -20,6 +20,13 @@ ROOT = Path(__file__).parents[1]
 WORDS = "what is the of a b c yes no one two three four red blue green sky sea tree cat dog answer question"
 
 
+@pytest.fixture(autouse=True)
+def plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a report's figures as PNG takes half a second: only the tests of reports do it."""
+    if "report" not in request.path.parts:
+        monkeypatch.setattr("raydpp.report.html.png", lambda plot: b"\x89PNG")
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray cluster for the whole session; its workers find this source tree."""

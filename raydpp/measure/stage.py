@@ -45,6 +45,7 @@ def measure(
     seed: int = 0,
     drop_below: float | None = None,
     measures: bool = True,
+    corpus: str | None = None,
     feature_column: str = "gradient",
     address: str | None = None,
 ) -> runs.RunResult:
@@ -54,7 +55,8 @@ def measure(
     one size. One is called more diverse than another with the probability that it is: distances are off by which
     examples came, and as gradients are projected. Beside it stand the Vendi score and other measures.
     OUT/distances.json holds the numbers and curves, OUT/metrics.json and OUT/metrics.csv the numbers alone,
-    OUT/report.html the tables and the plots, OUT/plots the plots as PNG.
+    OUT/report.html the tables and the plots, OUT/plots the plots as PNG, OUT/map/map.parquet where examples lie in a
+    plane, with their texts, for embedding-atlas.
 
     Args:
         tables: Output folders of raydpp extract or select, or Parquet files with the columns id and --feature-column.
@@ -76,15 +78,13 @@ def measure(
         measures: Whether to compute, from all examples, the Vendi score (G-Vendi, of gradients) and the mean cosine
             distance; from a sample, redundancy among nearest neighbours, NovelSum and the entropy of clusters. On 2
             cores they take half a minute for a million examples of 512 dimensions, 3 minutes for 100,000 of 8,192.
+        corpus: Output folder of raydpp ingest that the map takes texts from; default the one each table was made of.
         feature_column: The column with the features, where a table was not written by raydpp.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
     """
-    given = [*tables, out, *([reference] if reference else [])]
-    tables, out, reference = (
-        [absolute(url) for url in tables],
-        absolute(out),
-        absolute(reference) if reference else None,
-    )
+    given = [*tables, out, *(url for url in (reference, corpus) if url)]
+    tables, out = [absolute(url) for url in tables], absolute(out)
+    reference, corpus = (absolute(url) if url else None for url in (reference, corpus))
     config = {name: value for name, value in locals().items() if name != "given"}
     seeds = [0, 1, 2, 3, 4] if reference_seeds is None else list(reference_seeds)
     if subset not in ("both", "greedy", "uniform"):
@@ -100,6 +100,8 @@ def measure(
     beside = open_table(reference, feature_column) if reference else None
     everything = [*opened, *([beside] if beside else [])]
     same_fingerprint(everything)
+    if corpus:
+        runs.load_finished(["ingest"], Folder.at(corpus))
     similarity = Kernel(kernel, 1.0 if gamma == "auto" else gamma, ridge)
     run = runs.begin("measure", config, [table.identity for table in everything])
     if run.done:
@@ -117,6 +119,7 @@ def measure(
     # torch takes seconds: mistakes, and what is done already, are found before it is loaded
     from raydpp.diversity.distance import distance_from_curves
     from raydpp.measure.curves import Measured, common_gamma, one_partition, references, subset_curves
+    from raydpp.measure.map import tables_map
     from raydpp.measure.metrics import measures_section, submit_measures, write_metrics
 
     tasks = tasks_for("measure", address, given, all(map(one_partition, everything)))
@@ -147,6 +150,7 @@ def measure(
                     sampling=own.sampling,
                 )
         others = dict(zip((table.name for table in opened), tasks.get(submitted), strict=False))
+        plane = tables_map(tasks, opened, corpus, run.out)
     rows = {table.name: table.rows for table in opened}
     results = [
         {"table": name, "rows": rows[name], **numbers(distance)}
@@ -164,6 +168,7 @@ def measure(
     write_metrics(run.out, results, others, similarity)
     order = [name for name, _ in ranked(next(iter(found.values())))]
     more = [measures_section(others, order)] if others else []
+    more.append(plane)
     report(run.out, shown, found, origin, more)
     form, distances = next(iter(found.items()))
     what = f"log-det distance {origin} at {m:,} examples ({form}, {similarity})"
@@ -231,14 +236,14 @@ def report(
     origin: str,
     more: Sequence[Section],
 ) -> None:
-    """report.html: for each form of subset the table, and the curves in the same order; then more sections."""
+    """report.html: for each form of subset the table and the curves; then more sections."""
     from raydpp.report.figures import curve_figure
     from raydpp.report.html import Section, write_report
 
     titles = {"greedy": "The most diverse examples", "uniform": "Examples drawn at random"}
     sections = []
     for form, distances in found.items():
-        curves = {name: (one.sizes, one.means, np.hypot(one.stds, one.uncertainty)) for name, one in ranked(distances)}
+        curves = {name: (one.sizes, one.means, np.hypot(one.stds, one.uncertainty)) for name, one in distances.items()}
         text = (
             f"Log-det distance {origin}, of as many examples of each table. The band is what it may be off by, one"
             " standard deviation: over references, over the examples that came, and as gradients were projected."

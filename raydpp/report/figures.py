@@ -55,11 +55,11 @@ def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
         row[:] = np.nan_to_num([max(0.0, mix.get(source, 0.0)) for source in sources], posinf=0.0)
     order = np.argsort(-share.sum(axis=0), kind="stable")
     kept, folded = order[:_MOST_SOURCES], order[_MOST_SOURCES:]
-    labels, bars = [*_labels(sources[i] for i in kept).values()], share[:, kept]  # [sets, bars]
+    labels, bars = [*label_names(sources[i] for i in kept).values()], share[:, kept]  # [sets, bars]
     if folded.size:
         labels.append(f"other ({folded.size} sources)")
         bars = np.column_stack([bars, share[:, folded].sum(axis=1)])
-    sets = list(_labels(shares).values())
+    sets = list(label_names(shares).values())
     values = [
         {"name": name, "source": label, "share": _digits(width)}
         for name, widths in zip(sets, bars, strict=True)
@@ -87,7 +87,7 @@ def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
         },
         "layer": [
             {
-                "params": [_TOGGLED],
+                "params": [TOGGLED],
                 "mark": {"type": "bar"},
                 "encoding": {
                     "x": {**x, "axis": {**axis, "tickCount": 5}, "stack": None},
@@ -110,7 +110,7 @@ def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
 
 
 # A click on an entry of the legend shows it alone, further clicks add and take away others.
-_TOGGLED = {"name": "shown", "bind": "legend", "select": {"type": "point", "fields": ["name"], "toggle": "true"}}
+TOGGLED = {"name": "shown", "bind": "legend", "select": {"type": "point", "fields": ["name"], "toggle": "true"}}
 
 
 def _lines(
@@ -125,7 +125,7 @@ def _lines(
     mark: int | None = None,
 ) -> Plot:
     """Lines with bands, name -> (x, y, half the band's width), [n] each; ``log``: over more than a decade of x."""
-    labels = _labels(lines)
+    labels = label_names(lines)
     values, alts, drawn = [], [], []
     low, high, banded = np.inf, 0.0, False
     for name, line in lines.items():
@@ -145,7 +145,8 @@ def _lines(
             {"name": labels[name], **{key: _digits(number) for key, number in zip(_POINT, point, strict=True)}}
             for point in np.column_stack([size, mean, mean - std, mean + std])[some]
         ]
-    decades = {"type": "log"} if log and 0 < 10 * low < high else {"zero": False}
+    log = log and 0 < 10 * low < high
+    decades, whole = {"type": "log"} if log else {"zero": False}, {} if log else {"tickMinStep": 1}
     value = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}}
     titles = {"x": x, "y": y} | ({"low": "low", "high": "high"} if banded else {})
     shown: list[dict[str, str]] = [{"field": "name", "type": "nominal"}] if named else []
@@ -153,10 +154,10 @@ def _lines(
         form = ",.10~g" if field == "x" else ".4~g"
         shown.append({"field": field, "type": "quantitative", "title": heading, "format": form})
     dash = {"domain": drawn, "range": [_DASHES[n // SERIES % len(_DASHES)] for n in range(len(drawn))]}
-    legend = _LEGEND if named else None
+    legend = {**LEGEND, "symbolType": "stroke", "symbolSize": 250, "symbolStrokeWidth": 2} if named else None
     layers: list[dict[str, Any]] = [
         {
-            "params": [_TOGGLED] if legend else [],
+            "params": [TOGGLED] if legend else [],
             "mark": {"type": "line", "strokeWidth": 2, "invalid": "break-paths-show-path-domains"},
             "encoding": {
                 "y": value,
@@ -200,7 +201,7 @@ def _lines(
                 "type": "quantitative",
                 "title": x,
                 "scale": {**decades, "nice": False},
-                "axis": {"grid": False, "format": ",.10~g", "labelOverlap": True},
+                "axis": {"grid": False, "format": ",.10~g", "labelOverlap": True, **whole},
             },
             "color": colour,
         },
@@ -209,7 +210,7 @@ def _lines(
     return Plot(file, _sound(spec), _alt(f"Line chart, {title}", alts))
 
 
-_LEGEND = {"orient": "bottom", "columns": 3, "title": None}
+LEGEND = {"orient": "bottom", "columns": 3, "title": None}
 _POINT = ("x", "y", "low", "high")
 
 
@@ -222,7 +223,7 @@ def _sound(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _colour(names: Sequence[str]) -> dict[str, Any]:
-    return {"field": "name", "type": "nominal", "scale": {"domain": list(names)}, "legend": _LEGEND}
+    return {"field": "name", "type": "nominal", "scale": {"domain": list(names)}, "legend": LEGEND}
 
 
 def _faint(opacity: float) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def _digits(value: float) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
-def _labels(names: Iterable[str]) -> dict[str, str]:
+def label_names(names: Iterable[str]) -> dict[str, str]:
     """Names as a figure shows them: one line of printable characters, shortened, no two alike."""
     labels: dict[str, str] = {}
     for name in names:

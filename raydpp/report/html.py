@@ -1,7 +1,8 @@
 """A self-contained HTML report: text, tables and figures in one file that needs no network.
 
-Figures are drawn by Vega-Lite, whose code is part of the page. A content security policy allows the page's own
-scripts and style by their hashes and nothing else; expressions are interpreted, since eval is not allowed.
+Figures are drawn by Vega-Lite, whose code is part of the page, packed as the figures are (``style.packed``). A content
+security policy allows the page's own scripts and style by their hashes and nothing else; expressions are interpreted,
+since eval is not allowed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from raydpp.report.style import COLOURS, Plot, config, png
+from raydpp.report.style import COLOURS, Plot, config, packed, png
 from raydpp.report.table import Table
 from raydpp.storage import Folder
 
 # Control characters, those that turn the direction of a line, and halves of characters, which UTF-8 cannot write.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two texts to be read beside each other, each under a line that says what it is."""
+
+    heading: str
+    labels: tuple[str, str]
+    texts: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Section:
     text: str = ""
     table: Table | None = None
     figures: Sequence[Plot] = ()
+    pairs: Sequence[Pair] = ()
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:
@@ -56,11 +67,15 @@ def render(title: str, lead: str, sections: Sequence[Section]) -> str:
     )
     environment.filters |= {"paragraphs": _paragraphs, "embedded": _embedded, "hash": _hash}
     style = Markup(environment.get_template("report.css").render(colours=COLOURS))
-    scripts = []
-    if any(section.figures for section in sections):
-        scripts = [Markup(_vega()), Markup((Path(__file__).parent / "report.js").read_text(encoding="utf-8"))]
+    drawn = any(section.figures for section in sections)
     return environment.get_template("report.html").render(
-        title=title, lead=lead, sections=sections, style=style, scripts=scripts, configs=[config(0), config(1)]
+        title=title,
+        lead=lead,
+        sections=sections,
+        style=style,
+        script=Markup((Path(__file__).parent / "report.js").read_text(encoding="utf-8")) if drawn else None,
+        vega=_vega() if drawn else None,
+        configs=[config(0), config(1)],
     )
 
 
@@ -72,13 +87,19 @@ def write_report(out: Folder, title: str, lead: str, sections: Sequence[Section]
 
 
 @cache
-def _vega() -> str:
-    """Vega, Vega-Lite, the expression interpreter and vegaEmbed as one script; it takes seconds to put together."""
-    return vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no default
+def _vega() -> tuple[str, str]:
+    """Vega, Vega-Lite, the expression interpreter and vegaEmbed as one script, packed, and its hash; takes seconds."""
+    script = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no default
+    return packed(script), _hash(script)
+
+
+def visible(text: str) -> str:
+    """A text in which what cannot be seen shows as U+FFFD."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def _visible(value: Any) -> Any:
-    return value if isinstance(value, Markup) or not isinstance(value, str) else _UNSEEN.sub("\ufffd", value)
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
 def _embedded(value: Any) -> Markup:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import base64
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import vl_convert
@@ -21,6 +24,7 @@ COLOURS = {
     "series-3": ("#381126", "#e8309f"),
     "series-4": ("#867311", "#fcd475"),
 }
+_RAMP = (("#3b0a57", "#b0247c", "#ef8fb8"), ("#ffd9ea", "#ee5fa7", "#8a2b86"))  # what comes first stands out most
 SERIES = sum(name.startswith("series") for name in COLOURS)  # as many colours; line styles tell more series apart
 _PNG_WIDTH = 640  # pixels of the plot, without its axes
 
@@ -32,6 +36,17 @@ class Plot:
     name: str  # of its file
     spec: Mapping[str, Any]
     alt: str
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)  # the data, where rows would take much space
+
+    @property
+    def packed(self) -> str:
+        """The specification and the columns, for ``report.js``."""
+        return packed(json.dumps({"spec": self.spec, "columns": self.columns}, allow_nan=False, separators=(",", ":")))
+
+
+def packed(text: str) -> str:
+    """Gzip, in base64."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def config(scheme: int) -> dict[str, Any]:
@@ -42,7 +57,10 @@ def config(scheme: int) -> dict[str, Any]:
         "background": None,
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "range": {"category": [colour[name] for name in colour if name.startswith("series")]},
+        "range": {
+            "category": [colour[name] for name in colour if name.startswith("series")],
+            "ramp": list(_RAMP[scheme]),
+        },
         "title": {"anchor": "start", "color": colour["ink"], "fontSize": 14, "offset": 12},
         "axis": {**text, "domainColor": colour["soft"], "tickColor": colour["soft"], "gridColor": colour["line"]},
         "legend": {**text, "labelColor": colour["ink"], "labelLimit": 240, "symbolOpacity": 1},
@@ -54,4 +72,7 @@ def config(scheme: int) -> dict[str, Any]:
 def png(plot: Plot) -> bytes:
     """The figure on white paper, two pixels for each of its own; no browser is needed."""
     spec = {**plot.spec, "width": _PNG_WIDTH, "background": COLOURS["paper"][0]}
+    if drawn := {name: values for name, values in plot.columns.items() if name != "text"}:
+        rows = zip(*drawn.values(), strict=True)
+        spec["data"] = {"values": [dict(zip(drawn, row, strict=True)) for row in rows]}
     return vl_convert.vegalite_to_png(spec, config=config(0), scale=2)

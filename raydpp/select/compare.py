@@ -27,7 +27,6 @@ from raydpp.report.figures import curve_figure, gains_figure, mix_figure
 from raydpp.report.html import Section
 from raydpp.report.table import Table, shorten
 from raydpp.select.inputs import SelectionJob
-from raydpp.select.left_out import LeftOut
 from raydpp.select.request import Picked, Request, numbers
 from raydpp.select.target import target_tasks
 from raydpp.storage import Folder
@@ -148,9 +147,9 @@ def write_report(
     records: Sequence[Mapping[str, Any]],
     lead: str,
     pruned: int | None = None,
-    left: LeftOut | None = None,
+    more: Sequence[Section] = (),
 ) -> None:
-    """report.html of a selection: what each pick adds, where the picks come from, what is left out, the comparison."""
+    """report.html of a selection: the comparison, what each pick adds, where the picks come from, more sections."""
     adds = "The marginal log-gain of every pick: where it flattens, more examples add little."
     if pruned:
         adds += f" From pick {pruned:,} on (the line) each adds little: what comes after can be pruned."
@@ -164,9 +163,6 @@ def write_report(
             figures=[mix_figure({"the whole": dict(whole_mix), "selection": source_mix(picked.rows)})],
         ),
     ]
-    if left:
-        explained = "Explained is the share of an example's variance that all selected ones hold together."
-        sections.append(Section("What is left out", f"{str(left).capitalize()}. {explained}", left.table))
     if records:
         curves = {
             one["method"]: (
@@ -185,7 +181,7 @@ def write_report(
             [curve_figure(curves)],
         )
         sections.insert(0, compared)
-    html.write_report(out, "Selection", lead, sections)
+    html.write_report(out, "Selection", lead, [*sections, *more])
 
 
 def source_mix(rows: pa.Table) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from raydpp.diversity.redundancy import redundancy
 from raydpp.dpp.kernels import Kernel
 from raydpp.progress import progress_bar
+from raydpp.report.html import Pair, Section
 from raydpp.report.table import Table
 from raydpp.select.inputs import SelectionJob
 from raydpp.select.request import Picked
@@ -23,8 +24,12 @@ from raydpp.tables import GradientTable, Part, vectors, write_table
 log = logging.getLogger(__name__)
 
 REDUNDANCY = "redundancy"
+LONGEST = 1_000
+"""The most characters of a pair's texts."""
+
 _CHEAP = 7e11  # operations; about a minute of one core
 _SHOWN = 20  # pairs
+_COPY = 1 - 1e-6  # the cosine of an example and its copy, up to rounding
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class LeftOut:
     rows: int
     half: int  # of how many the selection explains more than half of the variance
     most: int  # more than nine tenths
-    pairs: tuple[dict[str, Any], ...]  # the most redundant ones beside their nearest pick
+    copies: int  # of a pick
+    pairs: tuple[dict[str, Any], ...]  # the most redundant ones but copies, each beside another pick, its nearest
 
     def __str__(self) -> str:
         rows = max(1, self.rows)
@@ -54,6 +60,22 @@ class LeftOut:
         headings = ["left out", "source", "nearest selected", "its source", "cosine", "explained"]
         keys = ["id", "source", "nearest", "nearest_source", "cosine", "explained"]
         return Table("The most redundant", headings, [[pair[key] for key in keys] for pair in self.pairs])
+
+    def section(self, texts: Mapping[str, str]) -> Section:
+        """The pairs side by side, with those texts of examples, by id, that are known."""
+        text = (
+            f"{str(self).capitalize()}; {self.copies:,} are copies of selected ones.\n\n"
+            "Below are the most redundant others, each beside the selected example that is nearest to it, one for each"
+            " of these. Explained is the share of an example's variance that all selected ones hold together."
+        )
+        pairs = []
+        for pair in self.pairs:
+            heading = f"cosine {pair['cosine']:.3f}, explained {pair['explained']:.1%}"
+            ids, sources = (pair["id"], pair["nearest"]), (pair["source"], pair["nearest_source"])
+            left, near = (", ".join(filter(None, one)) for one in zip(ids, sources, strict=True))
+            shown = (texts.get(ids[0], ""), texts.get(ids[1], ""))
+            pairs.append(Pair(heading, (f"left out: {left}", f"selected: {near}"), shown))
+        return Section("What is left out", text, *([None, (), pairs] if texts else [self.table]))
 
 
 def is_cheap(job: SelectionJob, picks: int) -> bool:
@@ -77,8 +99,11 @@ def look_at_left_out(job: SelectionJob, picked: Picked, out: Folder) -> LeftOut:
         for one in tasks.as_completed(running):
             found.append(one)
             bar.update()
-    pairs = sorted((pair for one in found for pair in one.pairs), key=_most_explained)[:_SHOWN]
-    return LeftOut(sum(o.rows for o in found), sum(o.half for o in found), sum(o.most for o in found), tuple(pairs))
+    pairs: dict[str, dict[str, Any]] = {}
+    for pair in sorted((pair for one in found for pair in one.pairs), key=_most_explained):
+        pairs.setdefault(pair["nearest"], pair)
+    rows, half, most, copies = np.sum([(one.rows, one.half, one.most, one.copies) for one in found], axis=0).tolist()
+    return LeftOut(rows, half, most, copies, tuple(pairs.values())[:_SHOWN])
 
 
 def _look(
@@ -94,7 +119,7 @@ def _look(
     rows = table.read_columns(parts, [*named.column_names, table.column]).sort_by("id")
     rows = rows.filter(pc.invert(pc.is_in(rows["id"], skipped)))
     if not rows.num_rows:
-        return LeftOut(0, 0, 0, ())
+        return LeftOut(0, 0, 0, 0, ())
     found = redundancy(vectors(rows[table.column]), selected, kernel, rows["id"].to_pylist())
     beside = named.take(pa.array(found.nearest))
     nulls = pa.nulls(len(rows), pa.string())
@@ -109,11 +134,12 @@ def _look(
     )
     write_table(out, name, written)
     sources = beside["source"] if "source" in beside.column_names else nulls
-    pairs = written.append_column("nearest_source", sources).take(
-        pa.array(np.lexsort((np.arange(len(rows)), -found.explained))[:_SHOWN])
-    )
+    order = np.argsort(-found.explained, kind="stable")
+    order = order[found.cosine[order] < _COPY]
+    first = np.unique(found.nearest[order], return_index=True)[1]  # the most redundant beside each pick
+    pairs = written.append_column("nearest_source", sources).take(pa.array(order[np.sort(first)][:_SHOWN]))
     half, most = (int((found.explained > share).sum()) for share in (0.5, 0.9))
-    return LeftOut(len(rows), half, most, tuple(pairs.to_pylist()))
+    return LeftOut(len(rows), half, most, int((found.cosine >= _COPY).sum()), tuple(pairs.to_pylist()))
 
 
 def _most_explained(pair: dict[str, Any]) -> tuple[float, str]:

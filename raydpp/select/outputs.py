@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from raydpp import runs
 from raydpp.cluster import Here
 from raydpp.errors import UserError
 from raydpp.ingest.schemas import tools_of, without_tools
+from raydpp.report.table import shorten
 from raydpp.select.request import Picked, Request
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, GradientTable, Part, parquet_parts, partition_files, write_table
@@ -60,10 +61,7 @@ def read_examples(tasks: Here, corpus: Folder, ids: Sequence[str], log_gains: It
     Raises:
         UserError: An id that the corpus does not have.
     """
-    parts = parquet_parts(corpus.below("corpus"))
-    wanted = tasks.put(pa.array(ids, pa.string()))
-    groups = partition_files(parts, tasks.cpus) if tasks.on_ray else [parts]
-    found = tasks.get([tasks.submit(_of_ids, group, wanted) for group in groups])
+    found = _of_corpus(tasks, corpus, _of_ids, ids)
     rows = {row["id"]: row for table in found for row in table.to_pylist()}
     if missing := [identity for identity in ids if identity not in rows]:
         raise UserError(
@@ -86,6 +84,12 @@ def read_examples(tasks: Here, corpus: Folder, ids: Sequence[str], log_gains: It
         }
         for n, (row, gain) in enumerate(zip(chosen, map(float, log_gains), strict=True))
     ]
+
+
+def read_texts(tasks: Here, corpus: Folder, ids: Sequence[str], longest: int) -> dict[str, str]:
+    """Conversations as text, cut to so many characters, by id; of those that the corpus has."""
+    found = _of_corpus(tasks, corpus, _texts, ids, longest)
+    return {identity: text for texts in found for identity, text in texts.items()}
 
 
 @dataclass(frozen=True)
@@ -169,9 +173,28 @@ def write_dataset(
     out.write_text("README.md", "\n".join(card))
 
 
+def _of_corpus(tasks: Here, corpus: Folder, look: Callable[..., Any], ids: Sequence[str], *more: Any) -> list[Any]:
+    """What ``look(files, ids, ...)`` finds in groups of the corpus's files."""
+    parts = parquet_parts(corpus.below("corpus"))
+    wanted = tasks.put(pa.array(ids, pa.string()))
+    groups = partition_files(parts, tasks.cpus) if tasks.on_ray else [parts]
+    found: list[Any] = tasks.get([tasks.submit(look, group, wanted, *more) for group in groups])
+    return found
+
+
 def _of_ids(parts: Sequence[Part], ids: pa.Array) -> pa.Table:
     """The rows of these ids, one file in memory at a time."""
     return pa.concat_tables([(rows := part.read(part.columns)).filter(pc.is_in(rows["id"], ids)) for part in parts])
+
+
+def _texts(parts: Sequence[Part], ids: pa.Array, longest: int) -> dict[str, str]:
+    found = {}
+    for part in parts:
+        rows = part.read(["id", "messages"])
+        for row in rows.filter(pc.is_in(rows["id"], ids)).to_pylist():
+            turns = (f"{turn['role']}: {turn['content'] or ''}" for turn in row["messages"])
+            found[row["id"]] = shorten("\n\n".join(turns), longest)
+    return found
 
 
 def _own_columns(row: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -82,7 +83,8 @@ def select(
     Each partition of the table (a set of its files, read by the task that works on it) picks more than its share;
     the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
     holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
-    the gradient table, OUT/redundancy what each example left out is nearest to, OUT/report.html what each pick adds and
+    the gradient table, OUT/redundancy what each example left out is nearest to, OUT/map/map.parquet where examples lie
+    in a plane, with their texts, for embedding-atlas. OUT/report.html shows all of it and what each pick adds and
     where the picks come from, OUT/plots its figures as PNG.
 
     Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
@@ -241,8 +243,16 @@ def select(
     from raydpp.select import compare as comparing
     from raydpp.select.compare import Choice, pick_baselines
     from raydpp.select.distributed import greedy
-    from raydpp.select.left_out import is_cheap, look_at_left_out
-    from raydpp.select.outputs import Distances, about, read_examples, write_dataset, write_selection
+    from raydpp.select.left_out import LONGEST, is_cheap, look_at_left_out
+    from raydpp.select.map import selection_map
+    from raydpp.select.outputs import (
+        Distances,
+        about,
+        read_examples,
+        read_texts,
+        write_dataset,
+        write_selection,
+    )
 
     tasks = tasks_for("select", address, given, alone)
     with unwrap_task_errors():
@@ -293,10 +303,18 @@ def select(
             others = beside = comparing.with_baselines(job, picked, method, seed, threshold)
         elif not picked.interrupted:
             beside = comparing.beside_random(job, picked, method, seed)
-        left = None
+        more, left, seconds = [], None, dict(picked.seconds)
+        if not picked.interrupted:
+            began = time.monotonic()
+            more.append(selection_map(job, picked, Folder.at(corpus) if corpus else None, run.out))
+            seconds["map"] = time.monotonic() - began
         if not picked.interrupted and (redundancy == "always" or (redundancy == "auto" and is_cheap(job, len(chosen)))):
+            began = time.monotonic()
             left = look_at_left_out(job, picked, run.out)
             log.info("select: %s", left)
+            ids = [pair[name] for pair in left.pairs for name in ("id", "nearest")]
+            more.append(left.section(read_texts(tasks, Folder.at(corpus), ids, LONGEST) if corpus else {}))
+            seconds["left out"] = time.monotonic() - began
         pruned = prune_rank(gains, request.objective.kernel, prune_below)
     how = method if method != "greedy" else "exact greedy" if exact or shares == 1 else f"{shares} partitions"
     stopped, log_det = picked.selection.stopped, picked.selection.log_det
@@ -310,7 +328,6 @@ def select(
         log.warning("select: %s", stopped)
         summary += f" ({stopped})"
     whole = {source: rows / opened.rows for source, rows in counts.items()}
-    comparing.write_report(run.out, picked, whole, others, summary, pruned, left)
     card = about(opened, request, how, config)
     if examples:
         curves = {one["method"]: one["curve"] for one in beside if one["method"] in (method, "random")}
@@ -332,7 +349,7 @@ def select(
         "gamma": request.objective.kernel.gamma if kernel == "rbf" else None,
         "quality_unit": request.objective.quality_unit,
         "rounds": picked.rounds,
-        "seconds": {part: round(took, 1) for part, took in picked.seconds.items()},
+        "seconds": {part: round(took, 1) for part, took in seconds.items()},
         "certificate": certificate and certificate.facts,
         "oracle": picked.selection.oracle,
         "stopped": stopped,
@@ -341,6 +358,7 @@ def select(
         "card": card,
         "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }
+    comparing.write_report(run.out, picked, whole, others, summary, pruned, more)
     if picked.interrupted:
         return run.interrupt(
             summary, **facts, next=f"raydpp cut {run.out} --size {len(chosen)} --out NEW keeps these picks"

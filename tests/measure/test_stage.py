@@ -36,7 +36,7 @@ def test_the_job_agrees_with_the_function(table: str, tmp_path: Path, subset: st
     report = (tmp_path / "out" / "report.html").read_text()
     assert "<figure" in report
     assert (tmp_path / "out" / "plots" / f"curves-{subset}.png").read_bytes().startswith(b"\x89PNG")
-    assert "log-det distance" in report
+    assert "Log-det distance" in report
     assert "nats per example" in run.summary
     assert measure([table], str(tmp_path / "out"), size=12, subset=subset, draws=2).repeated  # type: ignore[arg-type]
 
