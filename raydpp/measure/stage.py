@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LARGEST_DEFAULT = 1_000
+_LENGTH = "response_tokens"
 SUBSETS: tuple[Subset, ...] = ("greedy", "uniform")
 
 
@@ -121,6 +122,7 @@ def measure(
     from raydpp.measure.curves import Measured, common_gamma, one_partition, references, subset_curves
     from raydpp.measure.map import tables_map
     from raydpp.measure.metrics import measures_section, submit_measures, write_metrics
+    from raydpp.select.lengths import lengths_section, table_lengths
 
     tasks = tasks_for("measure", address, given, all(map(one_partition, everything)))
     with unwrap_task_errors():
@@ -168,6 +170,8 @@ def measure(
     write_metrics(run.out, results, others, similarity)
     order = [name for name, _ in ranked(next(iter(found.values())))]
     more = [measures_section(others, order)] if others else []
+    if counted := {table.name: table_lengths(table, _LENGTH) for table in opened if table.has(_LENGTH)}:
+        more.append(lengths_section(counted, _LENGTH))
     more.append(plane)
     report(run.out, shown, found, origin, more)
     form, distances = next(iter(found.items()))

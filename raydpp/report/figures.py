@@ -109,6 +109,23 @@ def mix_figure(shares: Mapping[str, Mapping[str, float]]) -> Plot:
     return Plot("mix", _sound(spec), _alt(f"Bar chart, {title}", alts))
 
 
+def lengths_figure(edges: ArrayLike, counts: Mapping[str, ArrayLike], of: str) -> Plot:
+    """Histograms of several sets, as shares of each.
+
+    Args:
+        edges: The lower ends of the bins [b], above 0; each reaches to the next.
+        counts: Set -> what is in each bin [b].
+        of: What is counted, for the axis.
+    """
+    ends = np.asarray(edges, dtype=np.float64)  # [b]
+    held = {name: np.asarray(values, dtype=np.float64) for name, values in counts.items()}  # [b] each
+    filled = np.flatnonzero(np.sum([*held.values(), np.zeros(len(ends))], axis=0))
+    some = slice(filled[0], filled[-1] + 2) if filled.size else slice(0)  # the last one is empty and ends the line
+    lines = {name: (ends[some], (n / max(1.0, n.sum()))[some], 0 * ends[some]) for name, n in held.items()}
+    title = "How long the examples are"
+    return _lines("lengths", title, f"{of}, from", "share of the set", lines, named=True, log=True, steps=True)
+
+
 # A click on an entry of the legend shows it alone, further clicks add and take away others.
 TOGGLED = {"name": "shown", "bind": "legend", "select": {"type": "point", "fields": ["name"], "toggle": "true"}}
 
@@ -123,8 +140,12 @@ def _lines(
     named: bool,
     log: bool = False,
     mark: int | None = None,
+    steps: bool = False,
 ) -> Plot:
-    """Lines with bands, name -> (x, y, half the band's width), [n] each; ``log``: over more than a decade of x."""
+    """Lines with bands, name -> (x, y, half the band's width), [n] each; ``log``: over more than a decade of x.
+
+    ``mark`` is an x to draw a line at; with ``steps`` each y, a share, holds until the next x.
+    """
     labels = label_names(lines)
     values, alts, drawn = [], [], []
     low, high, banded = np.inf, 0.0, False
@@ -147,18 +168,21 @@ def _lines(
         ]
     log = log and 0 < 10 * low < high
     decades, whole = {"type": "log"} if log else {"zero": False}, {} if log else {"tickMinStep": 1}
-    value = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": False}}
+    value: dict[str, Any] = {"field": "y", "type": "quantitative", "title": y, "scale": {"zero": steps}}
     titles = {"x": x, "y": y} | ({"low": "low", "high": "high"} if banded else {})
     shown: list[dict[str, str]] = [{"field": "name", "type": "nominal"}] if named else []
     for field, heading in titles.items():
-        form = ",.10~g" if field == "x" else ".4~g"
+        form = ",.10~g" if field == "x" else ".1%" if steps else ".4~g"
         shown.append({"field": field, "type": "quantitative", "title": heading, "format": form})
     dash = {"domain": drawn, "range": [_DASHES[n // SERIES % len(_DASHES)] for n in range(len(drawn))]}
+    path = {"strokeWidth": 2, "invalid": "break-paths-show-path-domains"}
+    if steps:
+        path, value = path | {"interpolate": "step-after"}, value | {"axis": {"format": ".0%"}}
     legend = {**LEGEND, "symbolType": "stroke", "symbolSize": 250, "symbolStrokeWidth": 2} if named else None
     layers: list[dict[str, Any]] = [
         {
             "params": [TOGGLED] if legend else [],
-            "mark": {"type": "line", "strokeWidth": 2, "invalid": "break-paths-show-path-domains"},
+            "mark": {"type": "line", **path},
             "encoding": {
                 "y": value,
                 "opacity": _faint(1) if legend else {"value": 1},

@@ -84,8 +84,8 @@ def select(
     the picks of all partitions are selected from again. With one partition the result is exact greedy. OUT/selection
     holds the picks in order, OUT/examples.jsonl the conversations, ready to fine-tune on, OUT/gradients their rows of
     the gradient table, OUT/redundancy what each example left out is nearest to, OUT/map/map.parquet where examples lie
-    in a plane, with their texts, for embedding-atlas. OUT/report.html shows all of it and what each pick adds and
-    where the picks come from, OUT/plots its figures as PNG.
+    in a plane, with their texts, for embedding-atlas. OUT/report.html shows all of it and what each pick adds, where
+    the picks come from and how long they are; OUT/plots its figures as PNG.
 
     Greedy is nested: every first part of the selection is the selection for a smaller budget, and raydpp cut takes one
     without a new search. Ctrl-C during the search keeps the picks so far.
@@ -244,6 +244,7 @@ def select(
     from raydpp.select.compare import Choice, pick_baselines
     from raydpp.select.distributed import greedy
     from raydpp.select.left_out import LONGEST, is_cheap, look_at_left_out
+    from raydpp.select.lengths import lengths, lengths_section, table_lengths
     from raydpp.select.map import selection_map
     from raydpp.select.outputs import (
         Distances,
@@ -304,6 +305,9 @@ def select(
         elif not picked.interrupted:
             beside = comparing.beside_random(job, picked, method, seed)
         more, left, seconds = [], None, dict(picked.seconds)
+        if cost_column in chosen.column_names:
+            found = {"the whole": table_lengths(opened, cost_column), "selection": lengths(chosen, cost_column)}
+            more.append(lengths_section(found, cost_column))
         if not picked.interrupted:
             began = time.monotonic()
             more.append(selection_map(job, picked, Folder.at(corpus) if corpus else None, run.out))

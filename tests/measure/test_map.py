@@ -33,6 +33,8 @@ def test_a_map_has_points_of_every_table_in_its_colour(table: str, corpus: str, 
     drawn = figures(report)["Map of the examples"]
     assert drawn["columns"]["name"] == found["table"].to_pylist()
     assert "all of each table" in report
+    lengths = figures(report)["How long the examples are"]["spec"]["encoding"]["color"]["scale"]["domain"]
+    assert lengths == names
     for title in ("Log-det distance against the number of examples", "Map of the examples"):
         spec = figures(report)[title]["spec"]
         colour = spec["encoding"]["color"] if "encoding" in spec else spec["layer"][0]["encoding"]["color"]

@@ -71,6 +71,7 @@ def test_without_corpus_and_sources_it_shows_ids(tmp_path: Path) -> None:
     found = pq.read_table(Path(run.out) / "map" / "map.parquet")
     assert found["text"].to_pylist() == found["id"].to_pylist()
     assert set(found["source"].to_pylist()) == {NO_SOURCE}
+    assert "How long" not in (Path(run.out) / "report.html").read_text()
 
 
 def test_a_sample_is_the_same_again_and_leaves_out_what_is_skipped(table: str) -> None:

@@ -168,7 +168,7 @@ def test_one_flag_compares_with_every_baseline(table: str, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert all(name in shown for name in found)
     assert "The same budget by other methods" in (Path(out) / "report.html").read_text()
-    assert sorted(path.stem for path in (Path(out) / "plots").iterdir()) == ["curves", "gains", "map", "mix"]
+    assert sorted(path.stem for path in (Path(out) / "plots").iterdir()) == ["curves", "gains", "lengths", "map", "mix"]
     aimed = {"target": [table], "quality_weight": 0.02}
     with_owned = select(table, str(tmp_path / "rest"), 6, owned=[out], compare=True, **aimed)  # type: ignore[arg-type]
     rows = {row["method"]: row for row in with_owned.record["comparison"]}
