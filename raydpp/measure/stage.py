@@ -122,6 +122,7 @@ def measure(
     from raydpp.measure.curves import Measured, common_gamma, one_partition, references, subset_curves
     from raydpp.measure.map import tables_map
     from raydpp.measure.metrics import measures_section, submit_measures, write_metrics
+    from raydpp.report.html import Section
     from raydpp.select.lengths import lengths_section, table_lengths
 
     tasks = tasks_for("measure", address, given, all(map(one_partition, everything)))
@@ -173,6 +174,7 @@ def measure(
     if counted := {table.name: table_lengths(table, _LENGTH) for table in opened if table.has(_LENGTH)}:
         more.append(lengths_section(counted, _LENGTH))
     more.append(plane)
+    more.append(Section("How to repeat it", command=f"raydpp measure --config {run.out}/run.json --out NEW"))
     report(run.out, shown, found, origin, more)
     form, distances = next(iter(found.items()))
     what = f"log-det distance {origin} at {m:,} examples ({form}, {similarity})"

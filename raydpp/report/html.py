@@ -40,13 +40,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report; `text` is plain text, a blank line starts a new paragraph."""
+    """One part of the report; `text` is plain text, a blank line starts a new paragraph; `command` is to be copied."""
 
     heading: str
     text: str = ""
     table: Table | None = None
     figures: Sequence[Plot] = ()
     pairs: Sequence[Pair] = ()
+    command: str = ""
 
 
 def render(title: str, lead: str, sections: Sequence[Section]) -> str:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +22,13 @@ from raydpp import runs
 from raydpp.cluster import Here
 from raydpp.errors import UserError
 from raydpp.ingest.schemas import tools_of, without_tools
-from raydpp.report.table import shorten
+from raydpp.report.table import Table, shorten
 from raydpp.select.request import Picked, Request
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, SELECTION_SCHEMA, GradientTable, Part, parquet_parts, partition_files, write_table
+
+if TYPE_CHECKING:
+    from raydpp.report.html import Section
 
 EXAMPLES = "examples.jsonl"
 _DISTANCES = "distances.json"
@@ -129,6 +132,24 @@ def about(table: GradientTable, request: Request, how: str, config: Mapping[str,
         "budget": f"`{' '.join(budget)}`",
         "again": f"`raydpp select --config {config['out']}/run.json --out NEW`",
     }
+
+
+def cost_section(facts: Mapping[str, Any]) -> Section:
+    """What run.json says of the work, and the command that repeats it."""
+    from raydpp.report.html import Section
+
+    counts = facts["counts"]
+    rows = {
+        "examples to select from": counts["in"],
+        "examples selected": counts["rows"],
+        "examples owned before": counts["owned"] or None,
+        "partitions": counts["partitions"],
+        **{name: facts[name] for name in ("oracle", "rounds", "gamma", "log_det")},
+        **{f"seconds, {part}": took for part, took in facts["seconds"].items()},
+    }
+    table = Table("From run.json", ["", ""], [[name, value] for name, value in rows.items() if value is not None])
+    again = facts["card"]["again"].strip("`")
+    return Section("What it cost", "The command below repeats the selection.", table, command=again)
 
 
 def write_dataset(

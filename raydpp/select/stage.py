@@ -249,6 +249,7 @@ def select(
     from raydpp.select.outputs import (
         Distances,
         about,
+        cost_section,
         read_examples,
         read_texts,
         write_dataset,
@@ -362,7 +363,7 @@ def select(
         "card": card,
         "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
     }
-    comparing.write_report(run.out, picked, whole, others, summary, pruned, more)
+    comparing.write_report(run.out, picked, whole, others, summary, pruned, [*more, cost_section(facts)])
     if picked.interrupted:
         return run.interrupt(
             summary, **facts, next=f"raydpp cut {run.out} --size {len(chosen)} --out NEW keeps these picks"

@@ -39,6 +39,7 @@ def test_a_map_has_points_of_every_table_in_its_colour(table: str, corpus: str, 
         spec = figures(report)[title]["spec"]
         colour = spec["encoding"]["color"] if "encoding" in spec else spec["layer"][0]["encoding"]["color"]
         assert colour["scale"]["domain"] == names  # one colour a table in all figures
+    assert f"raydpp measure --config {run.out}/run.json --out NEW" in report
     curves = figures(report)["Log-det distance against the number of examples"]["spec"]["data"]["values"]
     for distance in json.loads((Path(run.out) / "distances.json").read_text()):
         last = [point for point in curves if point["name"] == distance["table"]][-1]

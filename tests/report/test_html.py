@@ -137,13 +137,13 @@ def test_figures_are_described_in_words(html: str) -> None:
     assert f"corpus: {EVIL} 70.0%, b 30.0%" in labels[2]
 
 
-def test_pairs_stand_side_by_side_as_text() -> None:
+def test_pairs_stand_side_by_side_as_text_and_a_command_can_be_copied() -> None:
     pair = Pair("alike", ("left \u202e", EVIL), (EVIL + "\x00\n  indented", "x" * 100_000))
-    page = Page(render("t", "", [Section("s", pairs=[pair, pair])]))
+    page = Page(render("t", "", [Section("s", pairs=[pair, pair], command="raydpp <b>")]))
     assert page.texts.count(EVIL) == 2
-    for text in ("alike", "left \ufffd", f"{EVIL}\ufffd\n  indented", "x" * 100_000):
+    for text in ("alike", "left \ufffd", f"{EVIL}\ufffd\n  indented", "x" * 100_000, "raydpp <b>"):
         assert text in page.texts
-    assert [tag for tag, _ in page.tags].count("pre") == 4
+    assert [tag for tag, _ in page.tags].count("pre") == 5
 
 
 def test_empty_sections_and_tables() -> None:

@@ -102,3 +102,9 @@ def test_the_report_and_run_json_agree(table: str, tmp_path: Path) -> None:
     for bar in shown["Where the examples come from"]["spec"]["data"]["values"]:
         expected = sources.count(bar["source"]) / 8 if bar["name"] == "selection" else 0.5
         assert bar["share"] == pytest.approx(expected)
+    log_det = f"{record['log_det']:.4g}"
+    for name, value in (("examples selected", "8"), ("oracle", record["oracle"]), ("log_det", log_det)):
+        assert f"<td>{name}</td>\n<td>{value}</td>" in report
+    for part, took in record["seconds"].items():
+        assert f"<td>seconds, {part}</td>\n<td>{took:.4g}</td>" in report
+    assert f"raydpp select --config {run.out}/run.json --out NEW" in report
