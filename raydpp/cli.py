@@ -7,10 +7,13 @@ or JSON file (``--config``), a finished run's ``run.json`` among them. Only the 
 from __future__ import annotations
 
 import argparse
+import errno
 import inspect
 import logging
 import re
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -21,6 +24,7 @@ import yaml
 
 from raydpp.errors import UserError
 from raydpp.presets import SOURCES, options_of, presets_for
+from raydpp.report.table import visible
 
 if TYPE_CHECKING:
     from raydpp.runs import RunResult
@@ -41,11 +45,17 @@ COMMANDS = {
 }
 """By name: the module that has a function of that name, and a line of help."""
 
+MISTAKE, AGAIN, INTERRUPTED, TERMINATED = 2, 3, 130, 143
+"""Exit codes: the user can mend it; the same command may work later; Ctrl-C; SIGTERM."""
+
+_HOPELESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""What of a file system does not pass by itself."""
+
 _POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``raydpp`` command. Returns 0, or 2 for a mistake of the user's."""
+    """The ``raydpp`` command. Returns 0, or what ``run`` does."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         "raydpp",
@@ -63,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_job(stage: Stage, arguments: Sequence[str] | None = None) -> int:
-    """One stage as a script of its own, for ``ray job submit``. Returns 0, or 2 for a mistake of the user's."""
+    """One stage as a script of its own, for ``ray job submit``. Returns 0, or what ``run`` does."""
     return run(stage, parse(stage, arguments))
 
 
@@ -78,32 +88,66 @@ def parse(stage: Stage, arguments: Sequence[str] | None, prog: str | None = None
 
 
 def run(stage: Stage, options: jsonargparse.Namespace) -> int:
-    """Call a stage with parsed options; print what it found, or one line that says what is wrong."""
-    from raydpp.runs import INTERRUPTED
+    """Call a stage with parsed options; print what it found, or one line that says what is wrong.
 
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    Returns:
+        0; 2 for a mistake that the user can mend, 3 where the same command may work later (a full disk, a network that
+        is down), 130 after Ctrl-C, 143 after SIGTERM, which ends a stage as Ctrl-C does.
+    """
+    from raydpp import runs
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Visible("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("raydpp").setLevel(logging.INFO)
     given = {name: value for name, value in vars(options).items() if name not in ("config", "preset")}
+    ended = INTERRUPTED
+
+    def terminate(*_: Any) -> None:
+        nonlocal ended
+        ended = TERMINATED
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()  # only there can signals be caught
+    before = signal.signal(signal.SIGTERM, terminate) if main else None
     try:
         outcome = stage(**given)
     except UserError as error:
-        print(f"raydpp {stage.__name__}: {error}", file=sys.stderr)
-        return 2
+        return _say(stage, str(error), MISTAKE)
+    except OSError as error:
+        if error.errno in _HOPELESS:
+            return _say(stage, str(error), MISTAKE)
+        return _say(stage, f"{error}; when that has passed, the same command again goes on", AGAIN)
     except KeyboardInterrupt:
-        print(f"raydpp {stage.__name__}: interrupted; the same command again resumes", file=sys.stderr)
-        return 130
+        for number in (signal.SIGINT, signal.SIGTERM) if main else ():
+            signal.signal(number, signal.SIG_IGN)  # it ends as it is: another would only interrupt the ending
+        how = "interrupted" if ended == INTERRUPTED else "ended by SIGTERM"
+        return _say(stage, f"{how}; the same command again resumes", ended)
+    finally:
+        if main and signal.getsignal(signal.SIGTERM) == terminate:
+            signal.signal(signal.SIGTERM, before)
     if outcome.tables:
         from rich.console import Console
 
         console = Console(width=None if sys.stdout.isatty() else 120)
         for table in outcome.tables:
             console.print(table)
-    for path in outcome.record.get("paths", ()):
-        print(path)
-    print(outcome.summary)
-    if "next" in outcome.record:
-        print(outcome.record["next"])
-    return 130 if outcome.record.get("status") == INTERRUPTED else 0
+    for line in (*outcome.record.get("paths", ()), outcome.summary, outcome.record.get("next")):
+        if line is not None:
+            print(visible(line))
+    return ended if outcome.record.get("status") == runs.INTERRUPTED else 0
+
+
+def _say(stage: Stage, words: str, code: int) -> int:
+    print(visible(f"raydpp {stage.__name__}: {words}"), file=sys.stderr)
+    return code
+
+
+class _Visible(logging.Formatter):
+    """Names of files and texts of users never reach a terminal raw."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def find_stage(name: str) -> Stage:

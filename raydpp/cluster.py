@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -258,7 +260,7 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     import ray
 
     if not ray.is_initialized():
-        target = named_cluster(address)
+        target, terminate = named_cluster(address), signal.getsignal(signal.SIGTERM)
         try:
             if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", target):  # Ray itself would try for many minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
@@ -270,6 +272,8 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
             )
         except OSError as error:
             raise UserError(f"no Ray cluster answers at {target}: {error}") from error
+        if callable(terminate) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminate)  # Ray's core has put one there that only prints a trace
     relative = [path for path in paths if is_relative(path)]
     if relative and len(alive_nodes()) > 1:
         raise UserError(

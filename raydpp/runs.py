@@ -2,7 +2,8 @@
 
 ``run.json`` holds the configuration that replays the run (``raydpp STAGE --config OUT/run.json --out NEW``), versions,
 counts and timings; ``_SUCCESS`` is written last. The same command again does nothing where it finished. Where it did
-not, most stages begin again; one whose work is expensive resumes (``resume``).
+not, most stages begin again; one whose work is expensive resumes (``resume``). Where two starts of a command meet, the
+folder belongs to the later one, whose token stands in run.json; the other ends when it next looks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import platform
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -29,6 +31,9 @@ PREVIEW = "preview.html"
 
 EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file"})
 """Options that say where and how fast a stage runs, not what comes out of it."""
+
+_DATA = (".parquet", ".jsonl")
+"""The endings of files in the folders of a run that what comes next reads."""
 
 _PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
 
@@ -66,37 +71,38 @@ class Run:
     _started: float = field(default_factory=time.perf_counter)
 
     def finish(self, summary: str, **facts: Any) -> RunResult:
-        """Write the record with these facts, then the success marker."""
+        """Write the record with these facts and the sizes of all data files, then the success marker."""
+        require_owner(self.out, self.record["owner"])
         self.record |= {
             "status": "finished",
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._started, 3),
             "summary": summary,
+            "files": _data_files(self.out),
             **facts,
         }
         self.out.write_json(RECORD, self.record)
         self.out.write_text(SUCCESS, "")
         return RunResult(self.out.url, self.record, summary)
 
-    def claim(self, fingerprint: Mapping[str, Any]) -> int:
-        """Take over a folder that ``resume`` began, once the fingerprint is known; returns the number of this attempt.
+    def claim(self, fingerprint: Mapping[str, Any]) -> str:
+        """Take over a folder that ``resume`` began, once the fingerprint is known; returns the owner from now on.
 
-        Whoever was at work on it before finds another attempt in run.json, and must write no more. UserError where what
-        is there has another fingerprint.
+        Whoever was at work on it before finds another owner in run.json, and must write no more (``require_owner``).
+        UserError where what is there has another fingerprint.
         """
         before = (self.old or {}).get("fingerprint")
         self.record["fingerprint"] = json.loads(json.dumps(fingerprint))
         if before is not None and (difference := first_difference(before, self.record["fingerprint"])):
             name, old, new = difference
             raise _another_run(self.out, f"its {name} was {old!r} and now is {new!r}")
-        attempt = int((self.old or {}).get("attempt", 0)) + 1
-        self.record["attempt"] = attempt
         self.out.write_json(RECORD, self.record)
         self.out.delete(SUCCESS)  # finished once, but its input has grown
-        return attempt
+        return str(self.record["owner"])
 
     def interrupt(self, summary: str, **facts: Any) -> RunResult:
         """Write the record of a run that Ctrl-C ended with a usable part of its output; it stays unfinished."""
+        require_owner(self.out, self.record["owner"])
         self.record |= {"status": INTERRUPTED, "summary": summary, **facts}
         self.out.write_json(RECORD, self.record)
         return RunResult(self.out.url, self.record, summary)
@@ -126,7 +132,7 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
         untouched = set(names) <= {RECORD, PREVIEW}  # a mistake was found before any work was done: nothing is lost
         if not untouched and (difference := _difference(old, record)):
             raise _another_run(out, difference)
-        if SUCCESS in names:
+        if SUCCESS in names and not lost(old, out):
             return Run(out, old, _repeated(out, old))
         if not keep:
             out.clear()
@@ -144,17 +150,50 @@ def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: S
     names = out.names() or []
     old = _read_record(out) if names else None
     if old is None or names == [RECORD]:
-        run = begin(stage, config, inputs)
-        run.old = {"attempt": (old or {}).get("attempt", 0)}
-        return run
+        return begin(stage, config, inputs)
     record = _new_record(stage, {**config, "out": out.url}, inputs)
     here = {name: record["config"][name] for name in free}
     alike = {**old, "inputs": record["inputs"], "config": {**old["config"], **here}}
     if difference := _difference(alike, record):
         raise _another_run(out, difference)
-    if old["inputs"] == record["inputs"] and SUCCESS in names:
+    if old["inputs"] == record["inputs"] and SUCCESS in names and not lost(old, out):
         return Run(out, old, _repeated(out, old))
     return Run(out, record, old=old)
+
+
+def require_owner(out: Folder, owner: str) -> None:
+    """UserError where another start has taken over the folder: this one must not write to it any more."""
+    if (_read_record(out) or {}).get("owner") != owner:
+        raise UserError(
+            f"--out {out} was taken over by another start of the same command, which goes on; this one has ended"
+        )
+
+
+def lost(record: Mapping[str, Any], folder: Folder) -> str | None:
+    """The first data file of a finished run that is missing or changed, in words.
+
+    UserError where there is one that the run did not write.
+    """
+    recorded = record.get("files")
+    if recorded is None:  # written before files were recorded
+        return None
+    found = _data_files(folder)
+    if foreign := sorted(found.keys() - recorded.keys()):
+        raise UserError(
+            f"{folder.url_of(foreign[0])} was not written by the raydpp {record['stage']} whose folder it is in: take"
+            " it away"
+        )
+    for name in sorted(recorded):
+        if name not in found:
+            return f"{folder.url_of(name)} is missing"
+        if found[name] != recorded[name]:
+            return f"{folder.url_of(name)} has {found[name]:,} bytes and was written with {recorded[name]:,}"
+    return None
+
+
+def _data_files(out: Folder) -> dict[str, int]:
+    """The data files in the folders of a run, and their sizes in bytes."""
+    return {name: size for name, size in out.sizes().items() if "/" in name and name.endswith(_DATA)}
 
 
 def _another_run(out: Folder, difference: str) -> UserError:
@@ -169,6 +208,7 @@ def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) ->
     record = {
         "stage": stage,
         "status": "unfinished",
+        "owner": uuid.uuid4().hex[:12],
         "config": dict(config),
         "inputs": list(inputs),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
@@ -196,6 +236,8 @@ def load_finished(stages: Sequence[str], folder: Folder, interrupted: bool = Fal
         raise UserError(
             f"{folder} is unfinished (it has no {SUCCESS}): run its raydpp {record['stage']} command again first"
         )
+    if SUCCESS in names and (found := lost(record, folder)):
+        raise UserError(f"{found}: run the raydpp {record['stage']} command of {folder} again, which makes it anew")
     return record
 
 

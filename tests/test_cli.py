@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import errno
 import inspect
 import json
+import logging
+import signal
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
-from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run_job, stage_parser
+from raydpp import runs
+from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run, run_job, stage_parser
+from raydpp.errors import UserError
 from raydpp.ingest.stage import ingest
+from raydpp.report.table import Table
 from raydpp.select.partition_merge import OVERSAMPLE
 
 HEAVY = ("torch", "transformers", "scipy", "sklearn", "vl_convert", "ray", "peft")
@@ -98,6 +106,69 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit) as ended:
         main(["select", "table", "--out", "x", "--size", "many"])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 3),
+        (OSError(errno.ECONNREFUSED, "Connection refused"), 3),
+        (OSError("When reading from s3: AWS Error NETWORK_CONNECTION"), 3),
+        (PermissionError(errno.EACCES, "Permission denied", "/table"), 2),
+        (OSError(errno.EROFS, "Read-only file system"), 2),
+    ],
+)
+def test_what_storage_refuses_is_a_sentence(error: OSError, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def stage() -> runs.RunResult:
+        raise error
+
+    assert run(stage, Namespace()) == code
+    said = capsys.readouterr().err
+    assert str(error) in said
+    assert ("the same command again goes on" in said) == (code == 3)
+
+
+def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:
+    def stage() -> runs.RunResult:
+        logging.getLogger("raydpp").warning("log \x1b[31m")
+        raise UserError("no \x1b[2J\u202e file")
+
+    assert run(stage, Namespace()) == 2
+    assert "no \ufffd[2J\ufffd file" in capsys.readouterr().err
+    record = {"summary": "s\x07", "paths": ["\x9b1m"], "tables": [Table("\x1b", ["a"], [["\u2066x"]]).record]}
+    assert run(lambda: runs.RunResult("out", record, "s\x07"), Namespace()) == 0
+    assert not set(capsys.readouterr().out) & set("\x1b\x9b\x07\u2066")
+
+
+STANDING = """
+import argparse, sys, time
+from raydpp import cli
+from raydpp.cluster import connect
+
+def stage():
+    connect()
+    print("begun", flush=True)
+    time.sleep(100)
+
+sys.exit(cli.run(stage, argparse.Namespace()))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_stage_in_words(number: int, code: int) -> None:
+    # as a cluster's nodes, Kubernetes and `ray job stop` do; twice, as people do who cannot wait
+    with subprocess.Popen(
+        [sys.executable, "-c", STANDING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        time.sleep(0.3)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.count("the same command again resumes") == 1
+    assert len(error.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

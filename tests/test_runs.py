@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,17 +91,92 @@ def test_a_folder_full_of_runs_is_kept(tmp_path: Path) -> None:
     assert (out / "corpus").exists()
 
 
-def test_a_run_that_resumes_keeps_its_work_and_counts_its_attempts(tmp_path: Path) -> None:
+def test_a_run_that_resumes_keeps_its_work_and_has_another_owner(tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = runs.resume("extract", config(out), ["input"])
-    assert first.claim({"model": "m"}) == 1
+    owner = first.claim({"model": "m"})
     (out / "part").write_text("x")
     again = runs.resume("extract", config(out), ["input"])
     assert again.done is None
-    assert again.claim({"model": "m"}) == 2
+    assert again.claim({"model": "m"}) != owner
     assert (out / "part").exists()
+    with pytest.raises(UserError, match="taken over"):
+        first.finish("extract: done")
+    assert not (out / "_SUCCESS").exists()
     again.finish("extract: done")
     assert runs.resume("extract", config(out), ["input"]).done is not None
+
+
+def test_of_two_starts_at_once_the_later_one_finishes_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = runs.begin("measure", config(out), ["input"])
+    (out / "part").write_text("first's")
+    second = runs.begin("measure", config(out), ["input"])
+    for end in (first.finish, first.interrupt):
+        with pytest.raises(UserError, match="taken over by another start"):
+            end("measure: done")
+    assert sorted(path.name for path in out.iterdir()) == ["run.json"]
+    second.finish("measure: done")
+    assert (out / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda out: (out / "table" / "b.parquet").unlink(), "b.parquet is missing"),
+        (lambda out: (out / "table" / "_temporary.parquet").mkdir(), None),
+        (lambda out: (out / "rejects" / "r.jsonl").write_text("x"), "r.jsonl has 1 bytes and was written with 3"),
+        (lambda out: (out / "report.html").unlink(), None),
+        (lambda out: (out / "notes.jsonl").write_text("mine"), None),
+        (lambda out: (out / "table" / "notes.txt").write_text("mine"), None),
+    ],
+)
+def test_what_became_of_a_finished_runs_files_is_noticed(
+    tmp_path: Path, change: Callable[[Path], object], words: str | None
+) -> None:
+    out = tmp_path / "out"
+    run = runs.begin("select", config(out), ["input"])
+    for name in ("table/a.parquet", "table/b.parquet", "rejects/r.jsonl"):
+        run.out.write_text(name, "abc")
+    run.out.write_text("report.html", "<html>")
+    assert set(run.finish("select: done").record["files"]) == {"table/a.parquet", "table/b.parquet", "rejects/r.jsonl"}
+    assert runs.begin("select", config(out), ["input"]).done
+    change(out)
+    if words is None:
+        assert runs.load_finished(["select"], Folder.at(out))
+        assert runs.begin("select", config(out), ["input"]).done
+        return
+    with pytest.raises(UserError, match=words):
+        runs.load_finished(["select"], Folder.at(out))
+    assert runs.begin("select", config(out), ["input"]).done is None  # and so comes back
+
+
+@pytest.mark.parametrize("name", ["table/c.parquet", "table/_temporary/c.parquet", "more/d.jsonl"])
+def test_a_foreign_file_in_a_finished_runs_folder_is_refused_and_nothing_is_lost(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    run = runs.begin("select", config(out), ["input"])
+    run.out.write_text("table/a.parquet", "abc")
+    run.finish("select: done")
+    run.out.write_text(name, "x")
+    for ask in (
+        lambda: runs.load_finished(["select"], Folder.at(out)),
+        lambda: runs.begin("select", config(out), ["input"]),
+        lambda: runs.resume("select", config(out), ["input"]),
+    ):
+        with pytest.raises(UserError, match=f"{name} was not written by the raydpp select .* take it away"):
+            ask()
+    assert (out / "table" / "a.parquet").exists()
+
+
+def test_a_record_of_before_files_were_recorded_is_believed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finished(out)
+    record = json.loads((out / "run.json").read_text())
+    del record["files"]
+    (out / "run.json").write_text(json.dumps(record))
+    (out / "table").mkdir()
+    (out / "table" / "a.parquet").write_text("x")
+    assert runs.load_finished(["select"], Folder.at(out))
 
 
 def test_a_finished_run_whose_input_has_grown_is_taken_up_again(tmp_path: Path) -> None:
@@ -110,7 +186,7 @@ def test_a_finished_run_whose_input_has_grown_is_taken_up_again(tmp_path: Path) 
     run.finish("extract: done")
     grown = runs.resume("extract", config(out), ["more input"])
     assert grown.done is None
-    assert grown.claim({"model": "m"}) == 2
+    grown.claim({"model": "m"})
     assert not (out / "_SUCCESS").exists()
 
 

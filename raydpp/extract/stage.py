@@ -189,11 +189,11 @@ def extract(
     identity = fingerprint(extractor, masking, tokenizer, stored_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
     if run.old and run.old.get("status") == "finished":
-        plan_units(chosen, scan_output(run.out), per_file, 0)  # refuses another corpus while the finished run is whole
-    attempt = run.claim(identity)
+        plan_units(chosen, scan_output(run.out), per_file)  # refuses another corpus while the finished run is whole
+    owner = run.claim(identity)
     width = dimension if representation == "gradient" else hidden_width(settings)
     schema = gradient_schema(width, stored_as, difficulty)
-    job = ExtractJob(source.below("corpus"), run.out, attempt, extractor, masking, schema, plan)
+    job = ExtractJob(source.below("corpus"), run.out, owner, extractor, masking, schema, plan)
     remove_partial_files(run.out)
     before = scan_output(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)

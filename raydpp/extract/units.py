@@ -99,10 +99,10 @@ def scan_output(out: Folder) -> Completed:
     return Completed(ids, {name: sum(counts.get(name, 0) for _, counts in read) for name in names})
 
 
-def plan_units(chosen: Sample, completed: Completed, size: int, attempt: int) -> list[Unit]:
+def plan_units(chosen: Sample, completed: Completed, size: int, owner: str = "") -> list[Unit]:
     """What is still to do, in units of at most ``size`` rows, in the order of the corpus.
 
-    ``attempt`` is part of the units' names, so that what a later start writes never takes an earlier one's name.
+    The owner is part of the units' names, so that no start writes a file of another's name.
 
     Raises:
         UserError: Something completed is not among the conversations that take part.
@@ -117,7 +117,7 @@ def plan_units(chosen: Sample, completed: Completed, size: int, attempt: int) ->
         matched += int(known.sum())
         rows, names = table["row"].to_numpy()[~known], ids[~known]
         for start in range(0, len(rows), size):
-            name = f"part-{attempt:03d}-{names[start].decode()}"
+            name = f"part-{names[start].decode()}-{owner}"
             units.append(Unit(name, part, rows[start : start + size]))
     if matched != len(completed.ids):
         raise UserError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -50,11 +49,11 @@ _LIGHT = 0.25  # CPUs of a task that reads and tokenises beside the actors
 
 @dataclass(frozen=True)
 class ExtractJob:
-    """What the tasks and actors need; ``attempt`` stands in run.json until another run takes the folder over."""
+    """What the tasks and actors need; ``owner`` stands in run.json until another start takes the folder over."""
 
     corpus: Folder
     out: Folder
-    attempt: int
+    owner: str
     extractor: ExtractorConfig
     masking: Masking
     schema: pa.Schema
@@ -71,7 +70,10 @@ def run_units(
         RuntimeError: Conversations are missing in the end.
     """
     session: dict[str, float] = dict.fromkeys(COUNTS, 0)
-    if units := plan_units(chosen, completed, size, job.attempt):
+    # once more where a start that this one took over has put away what it was found to have written
+    for _ in range(2):
+        if not (units := plan_units(chosen, completed, size, job.owner)):
+            break
         for report in _reports(units, job):
             if report["error"]:
                 raise UserError(report["error"])
@@ -79,6 +81,8 @@ def run_units(
             for name in COUNTS:
                 session[name] += report[name]
         completed = scan_output(job.out)
+        if len(completed.ids) == chosen.rows:
+            break
     if len(completed.ids) != chosen.rows:
         raise RuntimeError(f"{chosen.rows} conversations went in, but {len(completed.ids)} came out: run it again")
     return completed, session
@@ -218,13 +222,20 @@ class FeatureActor:
         failed = usable.drop_columns("reason").append_column("reason", pa.array(result.reasons, pa.string()))
         failed = failed.filter(pc.invert(good))
         rejects = [row for part in (refused, failed) for row in part.select(["id", "source", "reason"]).to_pylist()]
-        require_attempt(self._job)
+        out, owner = self._job.out, self._job.owner
+        runs.require_owner(out, owner)
         name = table["unit"][0].as_py()
         # The rejects first: a unit whose Parquet file is there, which is what people look at, is whole.
         if rejects:
-            self._job.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
+            out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
         if features.num_rows:
-            write_table(self._job.out, f"{GRADIENTS}/{name}.parquet", features)
+            write_table(out, f"{GRADIENTS}/{name}.parquet", features)
+        try:
+            runs.require_owner(out, owner)
+        except UserError:  # taken over while it wrote: the new owner does these rows itself
+            out.delete(f"{GRADIENTS}/{name}.parquet")
+            out.delete(f"{REJECTS}/{name}.jsonl")
+            raise
         tokens = sum(len(example.ids) for example in examples)
         counts = (len(features), len(rejects), tokens, result.padded_tokens, seconds)
         return dict(zip(COUNTS, counts, strict=True))
@@ -259,12 +270,3 @@ def feature_table(
     if result.difficulties is not None:
         columns["difficulty"] = pa.array(result.difficulties)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def require_attempt(job: ExtractJob) -> None:
-    """UserError where another run has taken over the folder: this one must not write to it any more."""
-    record = json.loads(job.out.read_text(runs.RECORD) or "{}")
-    if record.get("attempt") != job.attempt:
-        raise UserError(
-            f"--out {job.out} was taken over by another run of the same command, which goes on; this one has ended"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
 
+
+# Control characters, those that turn the direction of a line, and halves of characters, which UTF-8 cannot write.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _NAME_WIDTH = 24  # characters of a first column that a narrow terminal leaves
 
@@ -59,7 +63,7 @@ class Table:
         from rich.table import Table as TerminalTable
         from rich.text import Text
 
-        table, cells = TerminalTable(title=self.title), self.cells
+        table, cells = TerminalTable(title=Text(visible(self.title), style="table.title")), self.cells
         for place, (heading, numeric) in enumerate(zip(self.headings, self.numeric, strict=True)):
             # What names a row gives way last; what does not fit goes on in the next line.
             longest = max((len(row[0]) for row in cells), default=0) if place == 0 else 0
@@ -68,6 +72,11 @@ class Table:
         for row in cells:
             table.add_row(*map(Text, row))  # names may hold what rich takes for its markup
         return table
+
+
+def visible(text: str) -> str:
+    """A text with U+FFFD for what a terminal or a browser would obey instead of showing it; lines and tabs stay."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def shorten(name: str, longest: int) -> str:
@@ -88,7 +97,7 @@ def format_value(value: object) -> str:
         if not math.isfinite(number):
             return "n/a" if math.isnan(number) else ("∞" if number > 0 else "-∞")
         return f"{number:,.0f}" if 1000 <= abs(number) < 1e15 else f"{number:.4g}"
-    return str(value)
+    return visible(str(value))
 
 
 def _is_number(value: object) -> bool:

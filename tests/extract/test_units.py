@@ -56,13 +56,13 @@ def test_what_is_done_is_read_from_the_tables_and_the_rejects(tmp_path: Path) ->
 def test_the_plan_holds_every_row_that_is_not_done_once(sample: Sample, tmp_path: Path) -> None:
     write_part(tmp_path, "one", ["0001", "0004", "0012"])
     write_rejects(tmp_path, "one", ["0019"])
-    units = plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 7)
+    units = plan_units(sample, scan_output(Folder.at(tmp_path)), 3, "me")
     assert [len(unit.rows) for unit in units] == [3, 3, 2, 3, 3, 2]
-    assert units[0].name == "part-007-0000"
+    assert units[0].name == "part-0000-me"
     planned = [i for unit in units for i in unit.read(["id"])["id"].to_pylist()]
     assert planned == [i for i in ids(0, 20) if i not in ("0001", "0004", "0012", "0019")]
     write_part(tmp_path, "two", planned)
-    assert plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 8) == []
+    assert plan_units(sample, scan_output(Folder.at(tmp_path)), 3) == []
 
 
 def test_an_example_that_is_done_twice_is_named_with_its_two_files(tmp_path: Path) -> None:

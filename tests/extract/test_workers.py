@@ -58,14 +58,19 @@ class Isolated(FeatureActor):
         return lambda: Deadly(DEADLY, scored)
 
 
+def owned_by(owner: str, out: Path) -> None:
+    record = {"stage": "extract", "config": {}, "inputs": [], "owner": owner}
+    (out / "run.json").write_text(json.dumps(record))
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> ExtractJob:
-    (tmp_path / "run.json").write_text(json.dumps({"attempt": 1}))
+    owned_by("me", tmp_path)
     plan = ActorPlan(0.0, 1.0, 1, 1, 1)
     return ExtractJob(
         Folder.at(tmp_path),
         Folder.at(tmp_path),
-        1,
+        "me",
         ExtractorConfig("none"),
         Masking(),
         gradient_schema(4, difficulty=True),
@@ -129,8 +134,23 @@ def test_a_half_in_which_nothing_is_usable_takes_no_score_from_the_other(actor: 
 
 
 def test_a_worker_whose_run_was_taken_over_writes_nothing(actor: FeatureActor, job: ExtractJob) -> None:
-    (Path(job.out.url) / "run.json").write_text(json.dumps({"attempt": 2}))
+    owned_by("another", Path(job.out.url))
     (report,) = actor(unit([2])).to_pylist()
+    assert "taken over" in report["error"]
+    assert outcome(job.out) == ({}, {})
+
+
+def test_a_worker_whose_run_is_taken_over_while_it_writes_takes_its_files_away(
+    actor: FeatureActor, job: ExtractJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = workers.write_table
+
+    def meanwhile(*arguments: Any) -> None:
+        write(*arguments)
+        owned_by("another", Path(job.out.url))
+
+    monkeypatch.setattr(workers, "write_table", meanwhile)
+    (report,) = actor(unit([2, HOPELESS])).to_pylist()
     assert "taken over" in report["error"]
     assert outcome(job.out) == ({}, {})
 
@@ -141,7 +161,7 @@ def test_what_one_row_does_to_the_tokenizer_is_its_reason(job: ExtractJob, tiny_
     corpus = pa.table({"id": ["a", "b"], "source": ["s", "s"], "messages": [good, [answer]]})
     write_table(Folder.at(tmp_path), "corpus.parquet", corpus)
     strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
-    config = ExtractJob(job.corpus, job.out, 1, ExtractorConfig(strict), Masking(), job.schema, job.plan)
+    config = ExtractJob(job.corpus, job.out, "me", ExtractorConfig(strict), Masking(), job.schema, job.plan)
     unit = Unit("u", Part(job.corpus, "corpus.parquet"), np.array([0, 1]))
     good_row, bad_row = tokenize_unit(unit, config).to_pylist()
     assert good_row["reason"] is None
@@ -284,7 +304,6 @@ def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
     rows, rejects = found_in(run.out)
     assert sorted(rows) == all_ids(corpus)
     assert not rejects
-    assert run.record["attempt"] == 2
     assert {path: path.stat().st_mtime_ns for path in first} == first
     begun = Counter(log.read_text().split())
     assert begun.total() - len(begun) == 4  # the fourth unit
