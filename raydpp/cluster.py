@@ -19,6 +19,9 @@ from raydpp.errors import UserError
 from raydpp.progress import BarCounter, RemoteCounter, watch
 from raydpp.storage import is_relative
 
+PASSING = ("OSError", r"Connection\w*Error", "BrokenPipeError", "TimeoutError", "EOFError")
+"""The errors that may pass by themselves, as Ray Data matches them; a missing file or permission is none."""
+
 
 @dataclass(frozen=True)
 class ActorPlan:
@@ -261,8 +264,13 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
 
     if not ray.is_initialized():
         target, terminate = named_cluster(address), signal.getsignal(signal.SIGTERM)
+        if not (found := re.fullmatch(r"(?:auto|local|([^/:\s]+):(\d+))?", target)):
+            raise UserError(
+                f"{target!r} is no address of a Ray cluster: give HOST:PORT as ray start says it (6379 is its port), or"
+                " auto for the cluster that this machine is part of; from elsewhere, submit the job: ray job submit"
+            )
         try:
-            if found := re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", target):  # Ray itself would try for many minutes
+            if found[1]:  # Ray itself would try for many minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
             ray.init(
                 address=target or "local",
@@ -270,8 +278,14 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
                 logging_level=logging.WARNING,
                 log_to_driver=False,
             )
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise UserError(f"no Ray cluster answers at {target}: {error}") from error
+        except RuntimeError as error:
+            if "ersion mismatch" not in str(error):
+                raise
+            raise UserError(
+                f"the Ray cluster at {target} runs other versions: {' '.join(str(error).split())}"
+            ) from error
         if callable(terminate) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminate)  # Ray's core has put one there that only prints a trace
     relative = [path for path in paths if is_relative(path)]
@@ -283,6 +297,8 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the stages show their own, one bar each
     context.print_on_execution_start = False
+    # what passes, such as storage that does not answer, is tried again: five times, up to half a minute apart
+    context.retried_map_errors, context.max_map_retries = list(PASSING), 5
     context.issue_detectors_config.detectors = []  # would write through the bars what nobody can act on
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that its bars are off

@@ -35,6 +35,14 @@ EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_toke
 _DATA = (".parquet", ".jsonl")
 """The endings of files in the folders of a run that what comes next reads."""
 
+_NEEDED = {
+    "ingest": ("counts",),
+    "extract": ("counts", "fingerprint", "corpus"),
+    "select": ("counts", "fingerprint", "corpus"),
+    "cut": ("counts", "fingerprint", "corpus"),
+}
+"""What other stages read of a record."""
+
 _PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
 
 
@@ -235,6 +243,11 @@ def load_finished(stages: Sequence[str], folder: Folder, interrupted: bool = Fal
     if SUCCESS not in names and not (interrupted and record.get("status") == INTERRUPTED):
         raise UserError(
             f"{folder} is unfinished (it has no {SUCCESS}): run its raydpp {record['stage']} command again first"
+        )
+    if missing := [name for name in _NEEDED.get(record["stage"], ()) if name not in record]:
+        raise UserError(
+            f"{folder.url_of(RECORD)} lacks {missing[0]!r}, which raydpp {record['stage']} writes: restore the file, or"
+            " run the command again with another --out"
         )
     if SUCCESS in names and (found := lost(record, folder)):
         raise UserError(f"{found}: run the raydpp {record['stage']} command of {folder} again, which makes it anew")

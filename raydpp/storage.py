@@ -98,10 +98,13 @@ class Folder:
             return bytes(stream.read()).decode()
 
     def write(self, name: str, write: Callable[[Any], Any]) -> None:
-        """Write a file through ``write(stream)``; it gets its name only once it is complete."""
+        """Write a file through ``write(stream)``; it gets its name only once it is complete, and on the disk."""
         self.system.base_fs.create_dir(self._base(name.rpartition("/")[0]), recursive=True)
         with self.system.open_output_stream(name + UNFINISHED) as stream:
             write(stream)
+        if isinstance(self.system.base_fs, pafs.LocalFileSystem):  # or a crash of the machine may leave it empty
+            with open(self._base(name + UNFINISHED), "rb") as written:
+                os.fsync(written.fileno())
         self.system.move(name + UNFINISHED, name)
 
     def write_bytes(self, name: str, content: bytes) -> None:

@@ -122,7 +122,12 @@ class Part:
         if missing := [column for column in columns if column not in own and column not in more]:
             raise UserError(f"{self} has no column {missing[0]!r}; it has {', '.join(self.columns)}")
         held = [column for column in columns if column in own]
-        table = pq.read_table(self.name, columns=held, filesystem=self.folder.system, partitioning=None)
+        try:
+            table = pq.read_table(self.name, columns=held, filesystem=self.folder.system, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # of the storage, not of the file
+            raise UserError(f"{self} cannot be read, its footer is whole but not its pages: {error}") from error
         for name in columns:
             if name not in own:
                 table = table.append_column(name, pa.repeat(pa.scalar(more[name], pa.string()), self._length(table)))

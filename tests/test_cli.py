@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from jsonargparse import Namespace
 
 from raydpp import runs
 from raydpp.cli import COMMANDS, find_stage, main, parse_docstring, run, run_job, stage_parser

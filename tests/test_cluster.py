@@ -85,6 +85,34 @@ def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
     assert f"UserError: no Ray cluster answers at {address}" in found.stderr
 
 
+REFUSED = """
+from unittest import mock
+from raydpp.cluster import connect
+from raydpp.errors import UserError
+
+def say(address):
+    try:
+        connect(address)
+    except UserError as error:
+        print(error)
+
+for address in ("http://127.0.0.1:8265", "ray://127.0.0.1:10001", "127.0.0.1", "a b:6379", "127.0.0.1:99999"):
+    say(address)
+mismatch = RuntimeError("Version mismatch: The cluster was started with:\\n    Ray: 2.9.3")
+with mock.patch("ray.init", side_effect=mismatch):
+    say("auto")
+"""
+
+
+def test_an_address_that_is_none_and_a_cluster_of_other_versions_are_said_before_anything_starts() -> None:
+    found = subprocess.run([sys.executable, "-c", REFUSED], capture_output=True, text=True, check=True, timeout=100)
+    *addresses, port, versions = found.stdout.splitlines()
+    assert len(addresses) == 4
+    assert all("is no address of a Ray cluster: give HOST:PORT" in line for line in addresses)
+    assert "no Ray cluster answers at 127.0.0.1:99999" in port
+    assert versions.startswith("the Ray cluster at auto runs other versions: Version mismatch: The cluster was started")
+
+
 def test_a_relative_path_is_refused_where_there_are_several_nodes(
     cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

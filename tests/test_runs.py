@@ -10,20 +10,22 @@ from raydpp import runs
 from raydpp.errors import UserError
 from raydpp.storage import Folder
 
+MADE = {"counts": {"in": 3, "rows": 2}, "fingerprint": {}, "corpus": "c"}
+
 
 def config(out: Path, **more: object) -> dict[str, object]:
     return {"out": str(out), "size": 3, "address": None, **more}
 
 
-def finished(out: Path) -> runs.RunResult:
+def finished(out: Path, **facts: object) -> runs.RunResult:
     run = runs.begin("select", config(out), ["input"])
     (out / "part").write_text("x")
-    return run.finish("select: done", counts={"in": 3, "rows": 2})
+    return run.finish("select: done", **facts)
 
 
 def test_a_finished_run_replays_and_says_so(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    outcome = finished(out)
+    outcome = finished(out, **MADE)
     assert not outcome.repeated
     assert (out / "_SUCCESS").exists()
     record = json.loads((out / "run.json").read_text())
@@ -139,7 +141,11 @@ def test_what_became_of_a_finished_runs_files_is_noticed(
     for name in ("table/a.parquet", "table/b.parquet", "rejects/r.jsonl"):
         run.out.write_text(name, "abc")
     run.out.write_text("report.html", "<html>")
-    assert set(run.finish("select: done").record["files"]) == {"table/a.parquet", "table/b.parquet", "rejects/r.jsonl"}
+    assert set(run.finish("select: done", **MADE).record["files"]) == {
+        "table/a.parquet",
+        "table/b.parquet",
+        "rejects/r.jsonl",
+    }
     assert runs.begin("select", config(out), ["input"]).done
     change(out)
     if words is None:
@@ -156,7 +162,7 @@ def test_a_foreign_file_in_a_finished_runs_folder_is_refused_and_nothing_is_lost
     out = tmp_path / "out"
     run = runs.begin("select", config(out), ["input"])
     run.out.write_text("table/a.parquet", "abc")
-    run.finish("select: done")
+    run.finish("select: done", **MADE)
     run.out.write_text(name, "x")
     for ask in (
         lambda: runs.load_finished(["select"], Folder.at(out)),
@@ -168,9 +174,16 @@ def test_a_foreign_file_in_a_finished_runs_folder_is_refused_and_nothing_is_lost
     assert (out / "table" / "a.parquet").exists()
 
 
+def test_a_record_without_what_it_has_to_say_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    finished(out, counts={})  # without a fingerprint
+    with pytest.raises(UserError, match=r"run\.json lacks 'fingerprint', which raydpp select writes"):
+        runs.load_finished(["select"], Folder.at(out))
+
+
 def test_a_record_of_before_files_were_recorded_is_believed(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    finished(out)
+    finished(out, **MADE)
     record = json.loads((out / "run.json").read_text())
     del record["files"]
     (out / "run.json").write_text(json.dumps(record))

@@ -113,6 +113,16 @@ def test_parts_are_found_with_their_rows(tmp_path: Path) -> None:
         read_columns(parts, ["y"])
 
 
+def test_a_file_whose_pages_are_torn_is_named(tmp_path: Path) -> None:
+    write_table(Folder.at(tmp_path), "a.parquet", pa.table({"id": [f"{n}" for n in range(99)]}))
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[4:60] = bytes(56)
+    (tmp_path / "a.parquet").write_bytes(content)
+    (part,) = parquet_parts(Folder.at(tmp_path))
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read, its footer is whole"):
+        part.read(["id"])
+
+
 def test_missing_empty_and_broken_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no table"):
         parquet_parts(Folder.at(tmp_path / "nowhere"))

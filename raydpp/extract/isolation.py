@@ -50,11 +50,16 @@ class IsolatedExtractor:
         self._start()
 
     def _start(self) -> None:
-        self._pool = ProcessPoolExecutor(1, _CONTEXT, initializer=_die_with_parent)
-        try:
-            self._pool.submit(_load_in_child, self._load).result()
-        except BrokenProcessPool as error:
-            raise UserError("the process that loads the model dies: is there memory enough for it?") from error
+        for more in (2, 1, 0):
+            self._pool = ProcessPoolExecutor(1, _CONTEXT, initializer=_die_with_parent)
+            try:
+                self._pool.submit(_load_in_child, self._load).result()
+                return
+            except BrokenProcessPool as error:
+                raise UserError("the process that loads the model dies: is there memory enough for it?") from error
+            except (EOFError, ConnectionError):  # the process that children are forked from is gone: another comes
+                if not more:
+                    raise
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
         """The features of n examples; those on which the process dies twice, the second time alone, get a reason."""

@@ -10,6 +10,7 @@ dropped between read and write), and forgets it all after success: a corpus that
 from __future__ import annotations
 
 import json
+import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +22,16 @@ import pyarrow.parquet as pq
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
 from raydpp.storage import UNFINISHED, Folder
-from raydpp.tables import GRADIENTS, Part, read_columns
+from raydpp.tables import GRADIENTS, Part, is_parquet, read_columns
+
+log = logging.getLogger(__name__)
 
 REJECTS = "rejects"
+
+TORN = ".torn"
+"""The ending of a file that was set aside."""
+
+_Found = tuple[np.ndarray, dict[str, int]]
 
 
 def unit_rows(rows: int, budget: int, actors: int = 1) -> int:
@@ -78,14 +86,24 @@ class Completed:
 def scan_output(out: Folder) -> Completed:
     """Read what is completed from the files themselves: nothing else says it, so that nothing can disagree with them.
 
+    A file that cannot be read, as a crash of the machine may leave one, is set aside under another name: what was in it
+    is then not completed.
+
     Raises:
         UserError: An id is there twice; the message says what to delete.
     """
-    tables = [Part(out.below(GRADIENTS), name) for name in out.below(GRADIENTS).files(".parquet")]
+    tables = [Part(out.below(GRADIENTS), name) for name in out.below(GRADIENTS).files() if is_parquet(name)]
     rejects = [Part(out.below(REJECTS), name) for name in out.below(REJECTS).files(".jsonl")]
     with ThreadPoolExecutor(16) as pool:  # waiting, not computing
-        read = [*pool.map(_read_table, tables), *pool.map(_read_rejects, rejects)]
-    files = [*tables, *rejects]
+        attempts = [*pool.map(_read_table, tables), *pool.map(_read_rejects, rejects)]
+    files, read = [], []
+    for part, found in zip([*tables, *rejects], attempts, strict=True):
+        if isinstance(found, Exception):
+            log.warning("extract: %s was torn and is set aside, its rows are worked on again (%s)", part, found)
+            part.folder.system.move(part.name, part.name + TORN)
+        else:
+            files.append(part)
+            read.append(found)
     ids = np.concatenate([np.array([], "S"), *(ids for ids, _ in read)])
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
@@ -139,14 +157,20 @@ def _as_bytes(column: pa.ChunkedArray) -> np.ndarray:
     return np.array([value.encode() for value in column.to_pylist()], dtype="S")
 
 
-def _read_table(part: Part) -> tuple[np.ndarray, dict[str, int]]:
+def _read_table(part: Part) -> _Found | Exception:
     columns = ["prompt_tokens", "response_tokens", "truncated"]
-    table = part.read(["id", *columns])
+    try:
+        table = part.read(["id", *columns])
+    except (pa.ArrowException, UserError) as error:
+        return error
     prompt, response, truncated = (int(np.sum(table[name].to_numpy())) for name in columns)
     counts = {"rows": len(table), "tokens": prompt + response, "response_tokens": response, "truncated": truncated}
     return _as_bytes(table["id"]), counts
 
 
-def _read_rejects(part: Part) -> tuple[np.ndarray, dict[str, int]]:
-    lines = [line for line in (part.folder.read_text(part.name) or "").split("\n") if line]
-    return np.array([json.loads(line)["id"].encode() for line in lines], dtype="S"), {"rejects": len(lines)}
+def _read_rejects(part: Part) -> _Found | Exception:
+    try:
+        lines = [line for line in (part.folder.read_text(part.name) or "").split("\n") if line]
+        return np.array([json.loads(line)["id"].encode() for line in lines], dtype="S"), {"rejects": len(lines)}
+    except (ValueError, KeyError, TypeError) as error:
+        return error

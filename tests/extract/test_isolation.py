@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -46,6 +49,23 @@ def test_examples_that_kill_the_process_get_a_reason_and_the_others_their_featur
     assert found.losses is not None
     assert found.losses.tolist() == [1, 2, 0, 4, 5]
     assert found.difficulties is None
+
+
+def test_the_process_that_children_are_forked_from_may_die(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, asked = ProcessPoolExecutor.submit, []
+
+    def once(pool: ProcessPoolExecutor, *arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 1:
+            raise EOFError("unexpected EOF")  # what is seen where it died as it was asked for a child
+        return submit(pool, *arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", once)
+    isolated = IsolatedExtractor(loader({3}))  # type: ignore[arg-type]
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    found = isolated([example(token) for token in (1, 3, 2)])  # needs another child
+    isolated.close()
+    assert [reason is None for reason in found.reasons] == [True, False, True]
 
 
 def test_a_process_that_dies_on_everything_is_not_the_examples_fault(monkeypatch: pytest.MonkeyPatch) -> None:

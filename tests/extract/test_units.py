@@ -53,6 +53,34 @@ def test_what_is_done_is_read_from_the_tables_and_the_rejects(tmp_path: Path) ->
     assert done.counts == {"rows": 2, "rejects": 3, "tokens": 10, "response_tokens": 4, "truncated": 2}
 
 
+def test_what_a_crash_tore_is_set_aside_and_its_rows_are_done_again(
+    sample: Sample, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = Folder.at(tmp_path)
+    for name, rows in (("whole", ids(0, 4)), ("cut", ids(4, 6)), ("empty", ids(6, 8)), ("pages", ids(8, 10))):
+        write_part(tmp_path, name, rows)
+    write_part(tmp_path, "._whole", ids(0, 4))  # what macOS leaves beside a file
+    folder = tmp_path / "gradients"
+    (folder / "cut.parquet").write_bytes((folder / "cut.parquet").read_bytes()[:-9])
+    (folder / "empty.parquet").write_bytes(b"")
+    pages = bytearray((folder / "pages.parquet").read_bytes())
+    pages[4:80] = bytes(76)
+    (folder / "pages.parquet").write_bytes(pages)
+    write_rejects(tmp_path, "one", ids(10, 12))
+    write_rejects(tmp_path, "torn", ids(12, 14))
+    out.write_text("rejects/torn.jsonl", (out.read_text("rejects/torn.jsonl") or "")[:-7])
+    done = scan_output(out)
+    assert [i.decode() for i in done.ids] == [*ids(0, 4), *ids(10, 12)]
+    for name in ("cut.parquet", "empty.parquet", "pages.parquet", "torn.jsonl"):
+        assert caplog.text.count(f"{name} was torn and is set aside") == 1
+        assert [path.name for path in tmp_path.rglob(f"{name}*")] == [f"{name}.torn"]
+    planned = [i for unit in plan_units(sample, done, 30) for i in unit.read(["id"])["id"].to_pylist()]
+    assert planned == [*ids(4, 10), *ids(12, 20)]
+    caplog.clear()
+    scan_output(out)
+    assert not caplog.text
+
+
 def test_the_plan_holds_every_row_that_is_not_done_once(sample: Sample, tmp_path: Path) -> None:
     write_part(tmp_path, "one", ["0001", "0004", "0012"])
     write_rejects(tmp_path, "one", ["0019"])
@@ -75,7 +103,7 @@ def test_an_example_that_is_done_twice_is_named_with_its_two_files(tmp_path: Pat
 def test_what_is_done_must_belong_to_the_corpus(sample: Sample, tmp_path: Path) -> None:
     write_part(tmp_path, "one", ["0001", "foreign"])
     with pytest.raises(UserError, match="1 of the examples that are done"):
-        plan_units(sample, scan_output(Folder.at(tmp_path)), 3, 1)
+        plan_units(sample, scan_output(Folder.at(tmp_path)), 3)
 
 
 def test_a_unit_reads_its_own_rows_of_a_file_with_many_row_groups(tmp_path: Path) -> None:

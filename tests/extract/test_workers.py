@@ -31,7 +31,7 @@ from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, gradient_schema, parquet_parts, write_table
-from tests.faults import Deadly, faulty, refusing
+from tests.faults import Deadly, Fake, faulty, refusing
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
 
@@ -307,6 +307,32 @@ def test_a_driver_killed_at_any_moment_is_taken_up_where_it_was(
     assert {path: path.stat().st_mtime_ns for path in first} == first
     begun = Counter(log.read_text().split())
     assert begun.total() - len(begun) == 4  # the fourth unit
+
+
+class Unreliable(FeatureActor):
+    """Its storage does not answer at first."""
+
+    def loader(self) -> Callable[[], Features]:
+        fake = Fake(self._job.extractor.dimension)
+        return lambda: fake
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        tried = Path(self._job.out.url + ".tried")
+        count = len(tried.read_text()) if tried.exists() else 0
+        tried.write_text("x" * (count + 1))
+        if count < 2:
+            raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
+        return super().__call__(table)
+
+
+def test_what_passes_is_tried_again(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "FeatureActor", Unreliable)
+    run = extract(corpus, str(tmp_path / "out"), tiny_model, dimension=16)
+    rows, rejects = found_in(run.out)
+    assert sorted(rows) == all_ids(corpus)
+    assert not rejects
 
 
 def test_a_sample_is_tokenised_to_know_what_will_be_cut(corpus: str, tiny_model: str) -> None:
