@@ -22,6 +22,8 @@ from raydpp.storage import is_relative
 PASSING = ("OSError", r"Connection\w*Error", "BrokenPipeError", "TimeoutError", "EOFError")
 """The errors that may pass by themselves, as Ray Data matches them; a missing file or permission is none."""
 
+_OF_STORAGE = rf"^(?:{'|'.join(PASSING)}|PermissionError|FileNotFoundError): (?:\[Errno (\d+)\] )?(.+)"
+
 
 @dataclass(frozen=True)
 class ActorPlan:
@@ -302,11 +304,13 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     context.issue_detectors_config.detectors = []  # would write through the bars what nobody can act on
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that its bars are off
+    # says that a task failed, in its own words: the stage says why
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def unwrap_task_errors() -> Iterator[None]:
-    """Turn what a Ray task raised into what it means: a user's mistake stays one, wherever it was found."""
+    """Turn what a Ray task raised into what it means: a mistake of the user's or of storage, wherever it was found."""
     try:
         yield
     except Exception as error:
@@ -319,10 +323,13 @@ def unwrap_task_errors() -> Iterator[None]:
             if isinstance(inner, BaseException):
                 seen = inner
                 continue
-            if isinstance(seen, UserError):
+            if isinstance(seen, UserError) or (isinstance(seen, OSError) and not hasattr(seen, "cause")):
                 raise seen from None
             seen = seen.__cause__ or seen.__context__
         # Ray Data pickles what a user's class raised without its cause: only the traceback's text still names it.
         if found := re.findall(r"raydpp\.errors\.UserError: (.+)", str(error)):
             raise UserError(found[-1]) from None
+        if storage := re.findall(_OF_STORAGE, str(error), re.MULTILINE):
+            number, words = storage[-1]
+            raise (OSError(int(number), words) if number else OSError(words)) from None
         raise

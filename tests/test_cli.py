@@ -4,10 +4,12 @@ import errno
 import inspect
 import json
 import logging
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,47 @@ def test_what_storage_refuses_is_a_sentence(error: OSError, code: int, capsys: p
     said = capsys.readouterr().err
     assert str(error) in said
     assert ("the same command again goes on" in said) == (code == 3)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Callable[[str], None]]:
+    """A file system at tmp_path/disk with 12 kB of room; called, it is mounted again with other options."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> int:
+        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], capture_output=True).returncode
+
+    if not shutil.which("mount") or mount("size=12k"):
+        pytest.skip("file systems cannot be mounted here")
+    yield lambda options: (mount(f"remount,{options}") and pytest.fail(options)) or None
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("stage", ["ingest", "select", "measure", pytest.param("extract", marks=pytest.mark.slow)])
+def test_a_full_disk_is_a_sentence_and_with_room_the_same_command_goes_on(
+    stage: str, full_disk: Callable[[str], None], table: str, corpus: str, tiny_model: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    given = {
+        "ingest": [str(Path(corpus).parent / "raw"), "--files", "8"],
+        "extract": [corpus, "--model", tiny_model, "--dimension", "64", "--rows-per-file", "8"],
+        "select": [table, "--size", "10"],
+        "measure": [table],
+    }[stage]
+    command = [stage, *given, "--out", str(tmp_path / "disk" / "out")]
+    assert main(command) == 3
+    error = capsys.readouterr().err
+    assert "No space left on device; when that has passed, the same command again goes on" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "disk" / "out" / "_SUCCESS").exists()
+    full_disk("size=9m")
+    assert main(command) == 0
+    full_disk("ro")
+    assert main(command) == 0  # nothing to do, and nothing to write
+    capsys.readouterr()
+    assert main([*command[:-1], str(tmp_path / "disk" / "other")]) == 2
+    assert "Read-only file system" in capsys.readouterr().err
 
 
 def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import sys
@@ -137,6 +138,32 @@ def test_a_mistake_found_in_a_task_is_said_without_the_tasks_traceback(cluster: 
     with pytest.raises(UserError) as caught, unwrap_task_errors():
         ray.get(task.remote())
     assert str(caught.value) == "give distinct ids"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, None])
+def test_what_storage_refused_in_a_task_is_said_as_it_is(cluster: None, number: int | None) -> None:
+    import ray
+
+    error = OSError(number, "no room") if number else OSError("AWS Error")
+
+    @ray.remote
+    def task() -> None:
+        raise error
+
+    def rows(table: Any) -> Any:
+        raise error
+
+    connect()
+    context = ray.data.DataContext.get_current()
+    before, context.max_map_retries = context.max_map_retries, 0
+    try:
+        for ask in (lambda: ray.get(task.remote()), lambda: ray.data.range(1).map_batches(rows).materialize()):
+            with pytest.raises(OSError, match=r"no room|AWS Error") as caught, unwrap_task_errors():
+                ask()
+            assert not isinstance(caught.value, ray.exceptions.RayError)
+            assert (caught.value.errno, str(caught.value)) == (number, str(error))
+    finally:
+        context.max_map_retries = before
 
 
 def total(values: list[int]) -> int:
