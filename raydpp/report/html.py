@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,11 +21,8 @@ import vl_convert
 from markupsafe import Markup
 
 from raydpp.report.style import COLOURS, Plot, config, packed, png
-from raydpp.report.table import Table
+from raydpp.report.table import Table, visible
 from raydpp.storage import Folder
-
-# Control characters, those that turn the direction of a line, and halves of characters, which UTF-8 cannot write.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -92,11 +88,6 @@ def _vega() -> tuple[str, str]:
     """Vega, Vega-Lite, the expression interpreter and vegaEmbed as one script, packed, and its hash; takes seconds."""
     script = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub has no default
     return packed(script), _hash(script)
-
-
-def visible(text: str) -> str:
-    """A text in which what cannot be seen shows as U+FFFD."""
-    return _UNSEEN.sub("\ufffd", text)
 
 
 def _visible(value: Any) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from raydpp.report.figures import LEGEND, TOGGLED, label_names
-from raydpp.report.html import visible
 from raydpp.report.style import SERIES, Plot
+from raydpp.report.table import visible
 
 LONGEST = 2_000
 """The most characters of a point's text."""

@@ -76,7 +76,7 @@ class Table:
 
 def visible(text: str) -> str:
     """A text with U+FFFD for what a terminal or a browser would obey instead of showing it; lines and tabs stay."""
-    return _UNSEEN.sub("\ufffd", text)
+    return _UNSEEN.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def shorten(name: str, longest: int) -> str:
