@@ -79,12 +79,8 @@ class Folder:
 
     def files(self, ending: str = "") -> list[str]:
         """The names of all files below, at any depth, that end so; sorted, and none where there is no folder."""
-        return sorted(name for name in self.sizes() if name.endswith(ending))
-
-    def sizes(self) -> dict[str, int]:
-        """The bytes of every file below, at any depth, by name."""
         found = self.system.get_file_info(pafs.FileSelector("", allow_not_found=True, recursive=True))
-        return {one.path: one.size for one in found if one.type == pafs.FileType.File}
+        return sorted(i.path for i in found if i.type == pafs.FileType.File and i.path.endswith(ending))
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

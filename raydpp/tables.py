@@ -392,6 +392,7 @@ def open_table(url: str, column: str) -> GradientTable:
     if folder.has(runs.RECORD) or not _holds_parquet(url, folder):
         record = runs.load_finished(("extract", "select", "cut"), folder)
         parts = parquet_parts(folder.below(GRADIENTS))
+        runs.check_rows(record["stage"], folder, record["counts"]["rows"], sum(part.rows for part in parts))
         fingerprint, corpus, identity = record["fingerprint"], record["corpus"], runs.identity(record)
         column, rate = record.get("feature_column", column), record.get("learning_rate")
     else:

@@ -73,7 +73,8 @@ def choose(
     ``only`` is given, other ids do not take part; those of them that the corpus does not have are ignored.
 
     Raises:
-        UserError: A source that the corpus does not have, a limit below 1, or ids of which the corpus has none.
+        UserError: A source that the corpus does not have, a limit below 1, ids of which the corpus has none, or files
+            with more or fewer rows than ``counts`` says.
     """
     if unknown := sorted(set(sources or ()) - counts.keys()):
         raise UserError(f"there is no source {unknown[0]!r} in {corpus}; it has {', '.join(sorted(counts))}")
@@ -81,6 +82,7 @@ def choose(
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: at least one conversation is needed")
     parts = tuple(parquet_parts(corpus.below("corpus")))
+    runs.check_rows("ingest", corpus, sum(counts.values()), sum(part.rows for part in parts))
     listed, held = None, dict[Part, pa.Table]()  # by part, the ids and sources of those listed
     if only is not None:
         listed = pa.array(sorted(set(only)), pa.string())

@@ -211,7 +211,7 @@ def part_of_corpus(corpus: str, out: Path, rows: int) -> str:
     record["counts"]["sources"] = {
         found["values"]: found["counts"] for found in table["source"].value_counts().to_pylist()
     }
-    record["files"] = {"corpus/part-00000.parquet": (out / "corpus" / "part-00000.parquet").stat().st_size}
+    record["files"] = ["corpus/part-00000.parquet"]
     (out / "run.json").write_text(json.dumps(record))
     (out / "_SUCCESS").touch()
     return str(out)

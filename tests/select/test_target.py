@@ -170,7 +170,15 @@ def finished_table(folder: Path, features: np.ndarray, ids: list[str], sources: 
     """A folder as extract leaves it."""
     columns = {"id": ids, "source": sources, "gradient": list(features.astype(np.float32))}
     write_table(Folder.at(folder), "gradients/part-0.parquet", pa.table({**columns, "response_tokens": [1] * len(ids)}))
-    record = {"stage": "extract", "config": {"out": str(folder)}, "inputs": [], "corpus": None, **facts}
+    counts = {"rows": len(ids)}
+    record = {
+        "stage": "extract",
+        "config": {"out": str(folder)},
+        "inputs": [],
+        "corpus": None,
+        "counts": counts,
+        **facts,
+    }
     Folder.at(folder).write_json(runs.RECORD, record)
     Folder.at(folder).write_text(runs.SUCCESS, "")
     return str(folder)
