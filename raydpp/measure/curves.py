@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from raydpp.cluster import Here
@@ -50,6 +51,7 @@ class Measured:
     kernel: Kernel
     draws: int  # of uniform samples
     seed: int  # of these
+    pool: int | None = None  # how many examples, drawn at random, greedy picks from; None: all
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ def subset_curves(tasks: Here, table: GradientTable, how: Measured, sampling: bo
     """Of the greedy subset, or of uniform ones, one task each."""
     if how.subset == "greedy":
         found = _greedy_curve(tasks, table, how)
-        return replace(found, sampling=example_error(tasks, table, how.size, how.kernel)) if sampling else found
+        error = example_error(tasks, table, how.size, how.kernel, how.pool) if sampling else None
+        return replace(found, sampling=error)
     drawn = [tasks.submit(_draw_curve, table, how.size, how.kernel, [how.seed, draw]) for draw in range(how.draws)]
     pairs = tasks.get(drawn)
     curves = np.stack([curve for curve, _ in pairs])  # (draws, m)
@@ -88,9 +91,11 @@ def _draw_error(curves: np.ndarray, rows: int) -> float | None:
 
 def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
     request = Request(Budget(how.size), Objective(how.kernel), table.column)
-    title = f"measure: {table.name}"
+    title, given = f"measure: {table.name}", Owned.nothing()
+    if how.pool is not None and how.pool < table.rows:
+        given = replace(given, excluded=tasks.get(tasks.submit(_beyond_pool, table, how.pool)))
     picked = distributed_greedy(
-        SelectionJob(table, partitioned(table, None, False, tasks), request, Owned.nothing(), title, tasks), OVERSAMPLE
+        SelectionJob(table, partitioned(table, None, False, tasks), request, given, title, tasks), OVERSAMPLE
     )
     if picked.interrupted:
         raise KeyboardInterrupt  # part of a curve is not what was asked for
@@ -100,25 +105,38 @@ def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
     return Curves(greedy_curve(picked.selection.log_gains, how.size, how.kernel)[None], error)
 
 
+def _beyond_pool(table: GradientTable, size: int) -> pa.Array:
+    """The ids of a table that are not among so many drawn at random, the same ones whatever its files."""
+    rows = table.read_columns(table.parts, ["id", *([] if table.source is None else ["source"])])
+    if table.source is not None:
+        rows = rows.filter(pc.equal(rows["source"], table.source))
+    ids = rows["id"].combine_chunks().sort()
+    return ids.take(pa.array(np.random.default_rng(0).permutation(len(ids))[size:]))
+
+
 RESAMPLES = 20
 _ROWS, _PICKS = 2_000, 200  # of a part, at most
 _FEWEST = 20  # picks, where so many are measured
 
 
-def example_error(tasks: Here, table: GradientTable, size: int, kernel: Kernel) -> float | None:
+def example_error(
+    tasks: Here, table: GradientTable, size: int, kernel: Kernel, pool: int | None = None
+) -> float | None:
     """By how much the distance of the greedy subset may be off as other examples might have come, in nats per example.
 
     The delete-d jackknife (Shao & Wu 1989, "A general theory for jackknife variance estimation"): the standard
     deviation of the distance over ``RESAMPLES`` parts of a sample of the table, without replacement since copies would
     be the least diverse of all, scaled to the whole. Parts are picked from in the table's proportion, at least
-    ``_FEWEST``, which errs on the large side. None of fewer than eight examples.
+    ``_FEWEST``, which errs on the large side. None of fewer than eight examples. With a ``pool`` greedy picks from so
+    many.
     """
-    return tasks.get(tasks.submit(_jackknife, table, size, kernel)) if table.rows >= 8 else None
+    rows = min(pool or table.rows, table.rows)
+    return tasks.get(tasks.submit(_jackknife, table, rows, size, kernel)) if rows >= 8 else None
 
 
-def _jackknife(table: GradientTable, size: int, kernel: Kernel) -> float:
-    share = size / table.rows
-    kept = max(2, min(table.rows // 2, math.ceil(_PICKS / share), _ROWS))  # rows of a part
+def _jackknife(table: GradientTable, rows: int, size: int, kernel: Kernel) -> float:
+    share = size / rows
+    kept = max(2, min(rows // 2, math.ceil(_PICKS / share), _ROWS))  # rows of a part
     features = table.sample(2 * kept)  # (n, D)
     picks, random = max(round(share * kept), min(size, kept, _FEWEST)), np.random.default_rng(0)
     found = []
@@ -130,7 +148,7 @@ def _jackknife(table: GradientTable, size: int, kernel: Kernel) -> float:
             chosen = greedy(Items(features[some]), Budget(picks), Objective(kernel))
             curve = greedy_curve(chosen.log_gains, picks, kernel)
         found.append(curve[-1] / picks)
-    ratio = kept / (len(features) - kept) * len(features) / table.rows
+    ratio = kept / (len(features) - kept) * len(features) / rows
     return float(np.std(found, ddof=1) * math.sqrt(ratio))
 
 

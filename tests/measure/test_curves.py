@@ -12,7 +12,7 @@ from raydpp.dpp.greedy import greedy_map
 from raydpp.dpp.kernels import Kernel
 from raydpp.measure.curves import Measured, example_error, subset_curves
 from raydpp.storage import Folder
-from raydpp.tables import GradientTable, open_table, write_table
+from raydpp.tables import GradientTable, by_source, open_table, write_table
 
 KERNEL = Kernel("rbf", 0.5)
 
@@ -34,6 +34,33 @@ def test_the_error_is_what_other_examples_would_have_made_of_it(tmp_path: Path, 
     means = [greedy_map(drawn(rows, seed), size, gamma=0.5).log_det / size for seed in range(20)]
     told = [example_error(Here(), written(tmp_path / str(n), drawn(rows, n)), size, KERNEL) or 0.0 for n in range(3)]
     assert 0.4 < np.mean(told) / np.std(means) < 2.5
+
+
+def test_greedy_picks_from_a_pool_of_one_size_whatever_the_table_has(tmp_path: Path) -> None:
+    points = drawn(300, 1)
+    table = written(tmp_path / "whole", points)
+    whole, pool, same = (
+        subset_curves(Here(), table, Measured("greedy", 30, KERNEL, 1, 0, size), sampling=True)
+        for size in (None, 60, 300)
+    )
+    drawn_ids = np.random.default_rng(0).permutation(300)[:60]
+    expected = greedy_map(points[np.sort(drawn_ids)], 30, gamma=0.5).log_gains.cumsum()
+    np.testing.assert_allclose(pool.curves[0], expected, atol=1e-9)
+    np.testing.assert_array_equal(same.curves, whole.curves)
+    assert pool.curves[0, -1] < whole.curves[0, -1]
+    assert pool.sampling != whole.sampling
+
+
+@pytest.mark.parametrize("source", ["a", "b"])
+def test_a_source_of_a_table_has_a_pool_of_its_own(tmp_path: Path, source: str) -> None:
+    points = drawn(80, 2)
+    names = ["a", "b"] * 40
+    rows = pa.table({"id": [f"{n:05d}" for n in range(80)], "source": names, "gradient": list(points)})
+    write_table(Folder.at(tmp_path), "t.parquet", rows)
+    table = next(one for one in by_source(open_table(str(tmp_path / "t.parquet"), "gradient")) if one.name == source)
+    found = subset_curves(Here(), table, Measured("greedy", 10, KERNEL, 1, 0, 20))
+    own = points[np.array(names) == source][np.sort(np.random.default_rng(0).permutation(40)[:20])]
+    np.testing.assert_allclose(found.curves[0], greedy_map(own, 10, gamma=0.5).log_gains.cumsum(), atol=1e-9)
 
 
 def test_too_few_examples_tell_no_error(tmp_path: Path) -> None:
