@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from raydpp.cluster import Here
-from raydpp.diversity.measures import SAMPLE, measures
+from raydpp.diversity.measures import NEIGHBOURS, SAMPLE, measures
 from raydpp.dpp.kernels import Kernel
 from raydpp.report.table import Table
 from raydpp.storage import Folder
@@ -35,22 +35,29 @@ _HEADINGS = {
 }
 
 
-def submit_measures(tasks: Here, tables: Sequence[GradientTable]) -> list[Any]:
-    """A reference to the measures of each table, one task a table; samples are as large as the smallest one's."""
+def submit_measures(tasks: Here, tables: Sequence[GradientTable], reference: GradientTable | None = None) -> list[Any]:
+    """A task's reference to the measures of each table; samples are as large as the smallest one's.
+
+    A sample of ``reference`` tells NovelSum's densities.
+    """
     sample = max(2, min(SAMPLE, *(table.rows for table in tables)))
+    if reference and reference.rows <= NEIGHBOURS:  # too few to tell a density
+        reference = None
     threads = max(1, tasks.threads // len(tables))
     references = []
     for table in tables:
         moments = min(table.rows, table.dimension) * table.dimension
         file = max(part.rows for part in table.parts) * table.dimension
         memory = 24 * moments + 8 * sample * table.dimension + 3 * file * table.kind.value_type.bit_width // 8
-        references.append(tasks.submit(_measure, table, sample, threads, memory=memory))
+        references.append(tasks.submit(_measure, table, sample, threads, reference, memory=memory))
     return references
 
 
-def _measure(table: GradientTable, sample: int, threads: int) -> dict[str, Any]:
+def _measure(table: GradientTable, sample: int, threads: int, reference: GradientTable | None) -> dict[str, Any]:
     torch.set_num_threads(threads)
-    return asdict(measures((vectors(table.read([part])[table.column]) for part in table.parts), sample=sample))
+    blocks = (vectors(table.read([part])[table.column]) for part in table.parts)
+    densities = reference.sample(SAMPLE) if reference else None
+    return asdict(measures(blocks, sample=sample, reference=densities))
 
 
 def measures_section(found: Mapping[str, Mapping[str, Any]], order: Sequence[str]) -> Section:
@@ -67,8 +74,9 @@ def measures_section(found: Mapping[str, Mapping[str, Any]], order: Sequence[str
     text = (
         "The Vendi score is how many examples with nothing in common the table is worth, by Shannon's entropy of the"
         " kernel's spectrum (G-Vendi where features are gradients); at q = 2 and ∞ frequent kinds of examples count"
-        " more. Cosine distance is the mean over all pairs. NovelSum weighs the distances to near examples most. For"
-        " these, larger is more diverse.\n\nNearest cosine and 10th nearest are means over examples, near duplicates"
+        " more. Cosine distance is the mean over all pairs. NovelSum weighs the distances to near examples most, with"
+        " --reference also by how dense that is there (such values compare with their like only). For these, larger is"
+        " more diverse.\n\nNearest cosine and 10th nearest are means over examples, near duplicates"
         " the share that has another at a cosine of 0.95 or more: larger is more redundant. Cluster entropy is 1 where"
         " k-means finds clusters of one size.\n\nVendi scores are of all examples and grow with their number, so"
         f" compare tables of one size; from NovelSum on it is a sample of {sampled:,} of each table that is measured."

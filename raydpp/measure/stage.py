@@ -36,6 +36,7 @@ def measure(
     *,
     size: int | None = None,
     subset: Literal["both", "greedy", "uniform"] = "both",
+    pool: int | None = None,
     reference: str | None = None,
     split_by_source: bool = False,
     kernel: Literal["rbf", "cosine"] = "rbf",
@@ -65,7 +66,10 @@ def measure(
         size: m, how many examples of each table; default the smallest table's, at most 1000.
         subset: greedy, the m most diverse examples (how much room the data spans; of a larger table there are more to
             pick from), uniform, m drawn at random (how redundant a typical draw is), or both.
+        pool: Greedy picks from so many examples of each table, drawn at random, so that tables of different sizes
+            compare; default from all of each.
         reference: Measure the distance to this table instead, in the same forms; below 0 is more diverse than it.
+            NovelSum takes its densities from it.
         split_by_source: Whether to measure every source of the tables for itself.
         kernel: Similarity of two examples: rbf, exp(-gamma ||x - y||^2), or cosine, <x, y>.
         gamma: Inverse squared length scale of the rbf kernel; distances compare only at the same one. auto: 2 over the
@@ -115,6 +119,10 @@ def measure(
     for table in everything:
         if not 1 <= m <= table.rows:
             raise UserError(f"--size {m}: {table.name} has {table.rows} examples; give at most that many")
+        if pool is not None and not m <= pool <= table.rows:
+            raise UserError(
+                f"--pool {pool}: give a number from --size {m} to the {table.rows} examples of {table.name}"
+            )
     similarity.check_budget(m, opened[0].dimension)
 
     # torch takes seconds: mistakes, and what is done already, are found before it is loaded
@@ -130,12 +138,12 @@ def measure(
         if gamma == "auto" and kernel == "rbf":
             similarity = replace(similarity, gamma=tasks.get(tasks.submit(common_gamma, opened)))
         log.info("measure: %d tables at %d examples each, %s", len(opened), m, similarity)
-        submitted = submit_measures(tasks, opened) if measures else []
+        submitted = submit_measures(tasks, opened, beside) if measures else []
         for table in opened:
             _warn_of_noise(table)
         found: dict[Subset, dict[str, LogDetDistance]] = {}
         for form in SUBSETS if subset == "both" else (subset,):
-            how = Measured(form, m, similarity, draws, seed)
+            how = Measured(form, m, similarity, draws, seed, pool)
             if beside:
                 to = subset_curves(tasks, beside, how).curves  # (1 or draws, m)
             else:
@@ -175,7 +183,7 @@ def measure(
         more.append(lengths_section(counted, _LENGTH))
     more.append(plane)
     more.append(Section("How to repeat it", command=f"raydpp measure --config {run.out}/run.json --out NEW"))
-    report(run.out, shown, found, origin, more)
+    report(run.out, shown, found, origin, _said_of_pools(pool, rows), more)
     form, distances = next(iter(found.items()))
     what = f"log-det distance {origin} at {m:,} examples ({form}, {similarity})"
     summary = f"measure: {what}: {verdict(distances)} -> {run.out}"
@@ -240,6 +248,7 @@ def report(
     shown: Mapping[Subset, Table],
     found: Mapping[Subset, Mapping[str, LogDetDistance]],
     origin: str,
+    pools: str,
     more: Sequence[Section],
 ) -> None:
     """report.html: for each form of subset the table and the curves; then more sections."""
@@ -253,10 +262,20 @@ def report(
         text = (
             f"Log-det distance {origin}, of as many examples of each table. The band is what it may be off by, one"
             " standard deviation: over references, over the examples that came, and as gradients were projected."
+            f"{pools if form == 'greedy' else ''}"
         )
         sections.append(Section(titles[form], text, shown[form], [curve_figure(curves, f"curves-{form}")]))
     names = next(iter(found.values()))
     write_report(out, "Diversity", f"{len(names)} tables, most diverse first.", [*sections, *more])
+
+
+def _said_of_pools(pool: int | None, rows: Mapping[str, int]) -> str:
+    """What of greedy subsets of tables with so many examples is to be said, if anything."""
+    if pool is not None:
+        return f" They were picked from {pool:,} of each table, drawn at random."
+    least = min(rows.values())
+    more = max(rows.values()) > least
+    return f" Of larger tables there were more to pick from: --pool {least} takes as many of each." if more else ""
 
 
 def numbers(distance: LogDetDistance) -> dict[str, Any]:

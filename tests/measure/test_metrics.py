@@ -38,6 +38,14 @@ def plain(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "few"), str(tmp_path / "many")]
 
 
+def test_densities_come_from_the_reference(plain: list[str], tmp_path: Path) -> None:
+    run = measure(plain[:1], str(tmp_path / "out"), size=10, reference=plain[1])
+    features, reference = (vectors(pq.read_table(url)["gradient"]) for url in plain)
+    expected = measures([features], sample=30, reference=reference).novel_sum
+    assert run.record["measures"]["few"]["novel_sum"] == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(measures([features], sample=30).novel_sum, rel=1e-3)
+
+
 def test_all_outputs_have_the_numbers_of_the_function(plain: list[str], tmp_path: Path) -> None:
     run = measure(plain, str(tmp_path / "out"), size=10, draws=2)
     shown = {row[0]: row for row in run.tables[2].rows}

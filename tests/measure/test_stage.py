@@ -163,6 +163,20 @@ def test_one_is_called_more_diverse_only_where_it_is(tmp_path: Path) -> None:
     assert uniform["subset"] == "uniform"
 
 
+def test_greedy_picks_from_pools_of_one_size(tmp_path: Path) -> None:
+    few, many = spread_over(tmp_path, "few", 40, 0.0, 0), spread_over(tmp_path, "many", 200, 0.0, 1)
+    whole = measure([few, many], str(tmp_path / "whole"), size=10, subset="greedy", measures=False)
+    assert "--pool 40 takes as many of each" in (tmp_path / "whole" / "report.html").read_text()
+    same = measure([few, many], str(tmp_path / "same"), size=10, subset="greedy", pool=40, measures=False)
+    assert "They were picked from 40 of each table" in (tmp_path / "same" / "report.html").read_text()
+    before, now = ([one["mean"] for one in run.record["results"]] for run in (whole, same))
+    assert before[0] == now[0]
+    assert before[1] < now[1]  # fewer to pick from
+    for pool in (9, 41):
+        with pytest.raises(UserError, match=f"--pool {pool}: give a number from --size 10 to the 40 examples of few"):
+            measure([few, many], str(tmp_path / "out"), size=10, pool=pool)
+
+
 def test_a_table_can_be_the_reference(tmp_path: Path) -> None:
     wide, narrow = spread_over(tmp_path, "wide", 80, 0.0, 0), spread_over(tmp_path, "narrow", 90, 1.0, 1)
     alone = measure([wide, narrow], str(tmp_path / "alone"), size=40, draws=3, measures=False).record["results"]
