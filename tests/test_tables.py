@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,6 +192,14 @@ def test_a_run_is_opened_by_its_folder_with_what_it_was_made_of(table: str, corp
     assert (opened.rows, opened.dimension, opened.corpus) == (40, 64, corpus)
     assert opened.fingerprint is not None
     assert len(opened.parts) > 1
+
+
+def test_a_run_whose_files_have_other_rows_than_it_wrote_is_refused(table: str, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(table, tmp_path / "changed"))
+    first = next((changed / "gradients").iterdir())
+    pq.write_table(pq.read_table(first).slice(1), first)
+    with pytest.raises(UserError, match=r"changed has 39 rows, and its run\.json says 40: a file of it was changed"):
+        open_table(str(changed), "gradient")
 
 
 def test_different_fingerprints_are_refused_by_the_field_that_differs(tmp_path: Path) -> None:

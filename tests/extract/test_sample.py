@@ -29,6 +29,11 @@ def ids(sample: Sample) -> list[str]:
     return found
 
 
+def test_a_corpus_with_other_rows_than_were_counted_is_refused(folder: Folder) -> None:
+    with pytest.raises(UserError, match=r"has 40 rows, and its run\.json says 41"):
+        choose(folder, COUNTS | {"b": 11})
+
+
 def test_everything_and_whole_sources_need_no_look_at_the_ids(folder: Folder) -> None:
     assert len(ids(choose(folder, COUNTS))) == 40
     assert choose(folder, COUNTS, limit=40).last_ids is None
