@@ -24,7 +24,7 @@ import yaml
 
 from raydpp.errors import UserError
 from raydpp.presets import SOURCES, options_of, presets_for
-from raydpp.report.table import visible
+from raydpp.report.table import shorten, visible
 
 if TYPE_CHECKING:
     from raydpp.runs import RunResult
@@ -50,6 +50,8 @@ MISTAKE, AGAIN, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 
 _HOPELESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 """What of a file system does not pass by itself."""
+
+_LONGEST = 500  # characters of what is said of an option
 
 _POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}
 
@@ -80,7 +82,10 @@ def run_job(stage: Stage, arguments: Sequence[str] | None = None) -> int:
 def parse(stage: Stage, arguments: Sequence[str] | None, prog: str | None = None) -> jsonargparse.Namespace:
     """The options of a stage, those of ``--preset`` where they are not given."""
     parser = stage_parser(stage, prog)
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+    except UnicodeDecodeError:
+        parser.error("the file of --config is not text: give YAML, JSON or the run.json of a run")
     if preset := options.get("preset"):
         parser.set_defaults(options_of(preset, stage.__name__))
         options = parser.parse_args(arguments)
@@ -250,7 +255,8 @@ class _Parser(jsonargparse.ArgumentParser):
             _, wrong_type, value = detail.rpartition("alue: ")
             message = f"{_flag(name)} {value}: give {_described(self.kinds[name])}" if wrong_type else detail
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: {message} ({self.prog} --help lists the options)\n")
+        said = shorten(visible(message), _LONGEST)
+        self.exit(2, f"{self.prog}: {said} ({self.prog} --help lists the options)\n")
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
@@ -261,9 +267,18 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return "\n\n".join(fill(part, width, indent) for part in text.split("\n\n") if part.strip())
 
 
+class _Loader(yaml.SafeLoader):
+    """Plain data alone, and no aliases: a few of them can stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name): write out what it stands for")
+        return super().compose_node(parent, index)
+
+
 def _load(text: str) -> Any:
     """YAML; of a run.json only its configuration."""
-    value = yaml.safe_load(text)
+    value = yaml.load(text, _Loader)
     if isinstance(value, dict) and {"stage", "config", "versions"} <= value.keys():
         return {name: option for name, option in value["config"].items() if option is not None}
     return value

@@ -183,13 +183,37 @@ def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) 
     assert not set(capsys.readouterr().out) & set("\x1b\x9b\x07\u2066")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x89PNG\r\n\x1a\n\x00\xff", "the file of --config is not text"),
+        (b"a: &a [1, 2]\nsize: *a\n", "an alias (*name): write out what it stands for"),
+        (b"size: [" + b"[" * 300 + b"]" * 300 + b"]", "--size"),
+        (b'size: "' + b"x\\x1b[2J" * 9_000 + b'"', "--size"),
+        (b"- 1\n- 2\n", "config"),
+    ],
+)
+def test_a_config_that_is_none_is_a_short_sentence(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as ended:
+        main(["select", "table", "--out", "x", "--config", str(tmp_path / "config.yaml")])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error) < 1_000
+    assert "\x1b" not in error
+
+
 STANDING = """
 import argparse, sys, time
 from raydpp import cli
 from raydpp.cluster import connect
 
 def stage():
-    connect()
+    if sys.argv[1] == "ray":
+        connect()
     print("begun", flush=True)
     time.sleep(100)
 
@@ -197,11 +221,11 @@ sys.exit(cli.run(stage, argparse.Namespace()))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_stage_in_words(number: int, code: int) -> None:
+@pytest.mark.parametrize(("number", "on", "code"), [(signal.SIGTERM, "ray", 143), (signal.SIGINT, "here", 130)])
+def test_a_signal_ends_a_stage_in_words(number: int, on: str, code: int) -> None:
     # as a cluster's nodes, Kubernetes and `ray job stop` do; twice, as people do who cannot wait
     with subprocess.Popen(
-        [sys.executable, "-c", STANDING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", STANDING, on], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"

@@ -320,7 +320,7 @@ class Unreliable(FeatureActor):
         tried = Path(self._job.out.url + ".tried")
         count = len(tried.read_text()) if tried.exists() else 0
         tried.write_text("x" * (count + 1))
-        if count < 2:
+        if count < 1:
             raise OSError("AWS Error NETWORK_CONNECTION during PutObject")
         return super().__call__(table)
 

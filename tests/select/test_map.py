@@ -23,11 +23,10 @@ def conversations(corpus: str) -> dict[str, str]:
     return {row["id"]: "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"]) for row in rows}
 
 
-@pytest.mark.parametrize("partitions", [1, 3])
-def test_a_map_holds_the_picks_and_what_was_left_out(table: str, corpus: str, tmp_path: Path, partitions: int) -> None:
+def test_a_map_holds_the_picks_and_what_was_left_out(table: str, corpus: str, tmp_path: Path) -> None:
     rows = pq.read_table(Path(table) / "gradients").sort_by("id")
     (tmp_path / "no.txt").write_text("\n".join(rows["id"].to_pylist()[:3]))
-    run = select(table, str(tmp_path / "out"), 8, partitions=partitions, exclude=[str(tmp_path / "no.txt")])
+    run = select(table, str(tmp_path / "out"), 8, exclude=[str(tmp_path / "no.txt")])
     found = pq.read_table(Path(run.out) / "map" / "map.parquet")
     assert found.column_names == ["id", "x", "y", "source", "rank", "text"]
     picks = pq.read_table(Path(run.out) / "selection")

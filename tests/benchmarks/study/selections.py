@@ -36,7 +36,9 @@ def selections(study: Study, pool: list[str], tokens: bool) -> dict[str, list[st
     norms = study.scores.gradient_norm.loc[pool].to_numpy().astype(np.float64)
     features = {space: study.vectors(space, pool) for space in study.features}  # (n, D) each
     gamma = {space: median_gamma(found) for space, found in features.items()}
-    aim = study.vectors("gradient", study.ids("target"))
+    targets = [study.vectors("gradient", study.ids("target", source)) for source in study.sources]  # (t, D) each
+    aims = np.stack([rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)) for rows in targets])  # (sources, D)
+    near = (features["gradient"] @ aims.T).max(axis=1)  # (n,) as --target scores
     sources, shares = rows.source.to_numpy(), rows.source.value_counts() / len(rows)
     most = float(round(SIZE * lengths.mean()))
     budget: Any = {"tokens": most, "costs": lengths} if tokens else {"size": SIZE}
@@ -65,7 +67,9 @@ def selections(study: Study, pool: list[str], tokens: bool) -> dict[str, list[st
         "DPP": dpp,
         "DPP, gamma 0.25": partial(dpp, gamma_=0.25),
         "DPP, length": lambda: good(lengths, 0.5),
-        "DPP, aimed": lambda: good(features["gradient"] @ aim.mean(axis=0), 0.5),
+        "DPP, aimed": lambda: good(near, 0.5),
+        "aimed alone (LESS)": partial(other, "quality", quality=near),
+        "round-robin (RDS+)": partial(other, "round-robin", targets=targets),
         "DPP, embeddings": partial(dpp, "embedding"),
         "length": partial(other, "length", lengths=lengths),
         "low gradient norm": partial(other, "quality", quality=-norms),
