@@ -62,6 +62,17 @@ class Budget:
         )
         return replace(self, size=size, minimum=minimum, maximum=maximum)
 
+    def keeping_mix(self, part: float, counts: Mapping[str, int]) -> Budget:
+        """The same budget with minima for the sources that have none: so large a part, 0 to 1, of what each would have
+        of ``size`` items in the mix of ``counts``, rounded down."""
+        if self.size is None or self.tokens is not None:
+            raise UserError(
+                "to keep the mix of sources needs a size, and no budget of tokens: they would count as items"
+            )
+        total = sum(counts.values())
+        shares = {source: math.floor(part * self.size * rows / total + 1e-9) for source, rows in counts.items()}
+        return replace(self, minimum={**shares, **self.minimum})
+
     def within(self, items: Items) -> Budget:
         """The same budget for a part of the items: no more than there are, of the sources that are there."""
         here = {OTHERS} if items.sources is None else {OTHERS, *np.unique(items.sources).tolist()}

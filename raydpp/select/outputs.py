@@ -119,8 +119,8 @@ def about(table: GradientTable, request: Request, how: str, config: Mapping[str,
     made, weight = table.fingerprint, config["quality_weight"]
     scored = " ".join(config["quality"] or [config["cost_column"]])
     judged = f", quality weight {weight:g} on {scored}" if weight else ""
-    limits = ("size", "tokens", "min_log_gain", "min_per_source", "max_per_source", "owned", "exclude")
-    given = {name.replace("_", "-"): config[name] for name in limits if config[name] not in (None, [])}
+    limits = ("size", "tokens", "min_log_gain", "min_per_source", "max_per_source", "keep_mix", "owned", "exclude")
+    given = {name.replace("_", "-"): config[name] for name in limits if config[name] not in (None, [], 0.0)}
     budget = [f"--{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in given.items()]
     points = f"{table.dimension:,} dimensions"
     if made:

@@ -48,6 +48,7 @@ def select(
     min_log_gain: float | None = None,
     min_per_source: list[str] | None = None,
     max_per_source: list[str] | None = None,
+    keep_mix: float = 0.0,
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
     kernel: Literal["rbf", "cosine"] = "rbf",
@@ -141,6 +142,9 @@ def select(
         min_per_source: The least examples of a source, if it has as many: SOURCE=NUMBER, or SOURCE=FRACTION of --size;
             *=... is for every other source.
         max_per_source: The most examples of a source, in the same form.
+        keep_mix: The least of every source without a minimum of its own, as a part of its share of the table: 1 keeps
+            the mix of the table, 0.5 half of it. Diversity alone all but leaves out a source whose examples are alike,
+            and a model then does not learn it.
 
     Already owned:
         owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
@@ -206,6 +210,8 @@ def select(
     least = parse_quotas("--min-per-source", min_per_source or [])
     most = parse_quotas("--max-per-source", max_per_source or [])
     budget = Budget(size, tokens, least, most, min_log_gain)
+    if not 0.0 <= keep_mix <= 1.0:
+        raise UserError(f"--keep-mix {keep_mix:g}: give a part of each source's share, from 0 to 1")
     opened = open_table(table, feature_column)
     targets = [open_table(url, opened.column) for url in target]
     elsewhere = [open_table(url, opened.column) for url in checkpoints]
@@ -280,6 +286,10 @@ def select(
             quality=quality_scales(tasks, opened, judged, quality_scale == "quantiles") if counted else (),
             budget=budget.in_counts(rows, [str(source) for source in counts]),
         )
+        if keep_mix:
+            if not counts:
+                raise UserError(f"--keep-mix: {opened.name} has no column source")
+            request = replace(request, budget=request.budget.keeping_mix(keep_mix, counts))
         job = SelectionJob(opened, groups, request, have, "select", tasks, aims[0])
         if preview:
             return show(job, rows, quality_scale == "spread", out)
@@ -361,7 +371,7 @@ def select(
         "prune_rank": pruned,
         "left_out": left and left.facts,
         "card": card,
-        "nested_unless": {"minimum": bool(min_per_source), "tokens": tokens is not None},
+        "nested_unless": {"minimum": bool(min_per_source or keep_mix), "tokens": tokens is not None},
     }
     comparing.write_report(run.out, picked, whole, others, summary, pruned, [*more, cost_section(facts)])
     if picked.interrupted:

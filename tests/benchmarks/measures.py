@@ -2,7 +2,8 @@
 
 Files of random rows around centres are written to a temporary folder, as raydpp writes tables; then a process of its
 own measures them file by file. Printed are its seconds, its largest memory (of the process, with Python and torch; and
-more than they take), and what it found.
+more than they take), and what it found. With ``--whole`` all of ``raydpp measure`` follows, through Ray: the distances
+of the thousand most diverse and of draws, their errors, measures, map and report.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from distributed import Memory
 from printed import machine, table
 
 from raydpp.diversity.measures import Measures, measures
+from raydpp.measure.stage import measure
 from raydpp.storage import Folder
 from raydpp.tables import open_table, vector_array, vectors, write_table
 
@@ -55,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="(1,000,000)")
     parser.add_argument("--dimension", type=int, default=512, help="(512)")
     parser.add_argument("--files", type=int, default=20, help="(20)")
+    parser.add_argument("--whole", action="store_true", help="then the whole command, too")
     parser.add_argument("--type", default="float16", help="int8, float16 or float32 (float16)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -63,10 +67,15 @@ def main() -> None:
         size = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e9
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             found, seconds, most, before = pool.apply(measured, (folder,))
+        if options.whole:
+            began = time.perf_counter()
+            with Memory() as memory, tempfile.TemporaryDirectory() as out:
+                run = measure([folder], out)
+            whole = f"{run.summary}\nraydpp measure: {time.perf_counter() - began:.0f} s; memory: {memory}\n"
     headings = ["rows", "D", "files", "GB on disk", "seconds", "peak memory, GB", "before, GB"]
     counts = [f"{options.rows:,}", f"{options.dimension:,}", str(options.files)]
     table(headings, [[*counts, f"{size:.2f}", f"{seconds:.1f}", f"{most:.2f}", f"{before:.2f}"]])
-    print(f"{found}\n\n{machine('torch', 'pyarrow', 'scikit-learn')}")
+    print(f"{found}\n\n{whole if options.whole else ''}{machine('torch', 'pyarrow', 'scikit-learn')}")
 
 
 if __name__ == "__main__":

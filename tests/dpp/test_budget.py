@@ -92,6 +92,16 @@ def test_quotas_become_counts_of_every_source() -> None:
         budget.in_counts(100, list("ab"))
 
 
+def test_the_mix_is_kept_in_whole_or_in_part_beside_what_is_asked_for() -> None:
+    counts = {"a": 60, "b": 30, "c": 10}
+    budget = Budget(20, minimum={"b": 1}, maximum={"a": 9})
+    assert budget.keeping_mix(1.0, counts) == Budget(20, minimum={"a": 12, "b": 1, "c": 2}, maximum={"a": 9})
+    assert Budget(15).keeping_mix(0.5, counts).minimum == {"a": 4, "b": 2, "c": 0}
+    for other in (Budget(tokens=5.0), Budget(20, tokens=5.0), Budget(min_log_gain=-1.0)):
+        with pytest.raises(UserError, match="needs a size, and no budget of tokens"):
+            other.keeping_mix(1.0, counts)
+
+
 def test_a_part_of_the_items_is_asked_for_no_more_than_it_has() -> None:
     budget = Budget(20, None, {"a": 5, "z": 2}, {"b": 7, "y": 1})
     part = budget.within(items(9, list("aaabbbbcc")))

@@ -94,6 +94,10 @@ def test_mistakes_are_said_in_words(table: str, corpus: str, tmp_path: Path) -> 
         select(table, str(tmp_path / "third"), 4, min_per_source=["third=1"])
     with pytest.raises(UserError, match="--quality loss=x"):
         select(table, out, 4, quality=["loss=x"])
+    with pytest.raises(UserError, match=r"--keep-mix 1\.5: give a part of each source's share, from 0 to 1"):
+        select(table, out, 4, keep_mix=1.5)
+    with pytest.raises(UserError, match="to keep the mix of sources needs a size"):
+        select(table, str(tmp_path / "tokens"), tokens=40, keep_mix=0.5)
     with pytest.raises(UserError, match="has no column 'charm'"):
         select(table, str(tmp_path / "charm"), 4, quality=["charm"], quality_weight=0.5)
     with pytest.raises(UserError, match="oversample"):
@@ -147,6 +151,8 @@ def test_budgets_of_tokens_and_quotas_hold_over_partitions(table: str, tmp_path:
     sources = [rows[one]["source"] for one in picked(run)]
     assert len(sources) == 10
     assert 6 <= sources.count("first") <= 7
+    run = select(table, str(tmp_path / "mix"), 10, keep_mix=1.0, partitions=partitions)
+    assert [rows[one]["source"] for one in picked(run)].count("first") == 5  # as of the table, half
     run = select(table, str(tmp_path / "gain"), min_log_gain=-0.2, partitions=partitions)
     gains = pq.read_table(Path(run.out) / "selection")["log_gain"].to_numpy()
     assert 1 < len(gains) < 40
