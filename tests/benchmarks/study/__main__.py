@@ -1,4 +1,4 @@
-"""Does selection pay? ``python -m tests.benchmarks.study FILES ... --out OUT``: about three hours on two cores.
+"""Does selection pay? ``python -m tests.benchmarks.study FILES ... --out OUT``: hours on two cores.
 
 From raw instruction files, one a source: whether measures of diversity order sets as they were made (``diversity``);
 the loss of a small model fine-tuned on what each method selects from two pools, one of them half of one repetitive
@@ -41,7 +41,7 @@ def main() -> None:
     )
     runs = fine_tuning.run(study, Path(options.out), options.seeds, 0 if options.report else options.workers)
     diversity.report(study)
-    fine_tuning.report(study, runs)
+    fine_tuning.report(study, runs, Path(options.out))
 
 
 def _packaged_encoder() -> str:

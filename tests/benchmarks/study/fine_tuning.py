@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import vl_convert
 from scipy.stats import bootstrap, spearmanr, ttest_ind
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from .training import FineTuning, Recipe, frozen_inputs
 
 BUDGETS = ("examples", "response tokens")
 _RECIPE = Recipe()
+_FEW = 8  # sets, of fewer of which a correlation has no interval
 
 
 def run(study: Study, out: Path, seeds: int, workers: int) -> pd.DataFrame:
@@ -111,8 +113,11 @@ def _train(train: Sequence[int], held: Sequence[int], seed: int) -> np.ndarray:
     return _tuning.losses(train, held, seed)
 
 
-def report(study: Study, runs: pd.DataFrame) -> None:
-    """Print the losses of each pool and budget beside random sets', and how the distance of sets goes with them."""
+def report(study: Study, runs: pd.DataFrame, out: Path) -> None:
+    """Print the losses of each pool and budget beside random sets', and how the distance of sets goes with them.
+
+    OUT/loss.svg draws the latter.
+    """
     before = runs[runs.method == "none"]
     runs = runs[runs.method != "none"].assign(
         kind=runs.method.str.replace(r"^random \d+$", "random", regex=True), set=runs.pool + runs.budget + runs.method
@@ -125,24 +130,26 @@ def report(study: Study, runs: pd.DataFrame) -> None:
         lines = []
         for kind, found in sorted(group.groupby("kind"), key=lambda one: one[1].loss.mean()):
             ids = found.ids.iloc[0]
-            cells = [f"{found.loss.mean():.4f} ± {found.loss.std():.4f} ({len(found)})", _difference(found, random)]
+            spread = f" ± {found.loss.std():.4f}" if len(found) > 1 else ""
+            cells = [f"{found.loss.mean():.4f}{spread} ({len(found)})", _difference(found, random)]
             other = found[study.sources].drop(columns=study.redundant).mean(axis=1).mean()
             owned = sum(study.rows.source.loc[ids] == study.redundant)
             tokens = study.rows.response_tokens.loc[ids]
             cells += [f"{found[study.redundant].mean():.3f}", f"{other:.3f}"]
             lines.append([str(kind), *cells, f"{len(ids)}", f"{owned}", f"{tokens.sum():,}"])
-        redundant = f"on {study.redundant}"
-        headings = ["method", "loss (trainings)", "less random [95 %]", redundant, "on the others", "examples"]
-        table([*headings, f"of {study.redundant}", "response tokens"], lines)
+        headings = ["method", "loss (trainings)", "less random [95 %]", "on the redundant source", "on the others"]
+        table([*headings, "examples", "of the redundant source", "response tokens"], lines)
         most = min(map(len, group.ids))
         for _, found in group.groupby("set"):
             at = {
                 space: log_det_distance(study.vectors(space, found.ids.iloc[0]), most, subset="uniform", draws=5).mean
                 for space in study.features
             }
-            points.append({"budget": budget, "pool": pool, "loss": found.loss.mean(), **at})
+            kind = found.kind.iloc[0]
+            points.append({"budget": budget, "pool": pool, "method": kind, "loss": found.loss.mean(), **at})
     print("\nSpearman's correlation of the distance of a training set (gamma 1) and its loss [95 %, bootstrap]\n")
     every = pd.DataFrame(points)
+    (out / "loss.svg").write_text(vl_convert.vegalite_to_svg(_scatter(every, list(study.features))))
     groups = [*every.groupby(["budget", "pool"], sort=False), *every.groupby(["budget"], sort=False)]
     lines = []
     for name, found in groups:
@@ -151,9 +158,28 @@ def report(study: Study, runs: pd.DataFrame) -> None:
     table(["sets", "number", *study.features], lines)
 
 
+def _scatter(points: pd.DataFrame, spaces: Sequence[str]) -> dict[str, Any]:
+    """A panel for each space: the distance of a training set, and the loss after it."""
+    loss = {"field": "loss", "type": "quantitative", "scale": {"zero": False}, "title": "held-out loss, nats a token"}
+    shared = {"y": loss, "color": {"field": "pool", "type": "nominal"}, "shape": {"field": "budget", "type": "nominal"}}
+    label = {
+        "mark": {"type": "text", "dx": 5, "align": "left", "fontSize": 8},
+        "encoding": {"text": {"field": "method"}},
+    }
+    panels = []
+    for space in spaces:
+        at = {"field": space, "type": "quantitative", "scale": {"zero": False}, "title": "log-det distance"}
+        layers = [{"mark": {"type": "point", "filled": True, "size": 40}}, label]
+        panel = {"title": space, "width": 300, "height": 260, "layer": layers, "encoding": {**shared, "x": at}}
+        panels.append(panel)
+    return {"data": {"values": points.to_dict("records")}, "hconcat": panels, "background": "white"}
+
+
 def _difference(found: pd.DataFrame, random: pd.DataFrame) -> str:
     """Of the mean losses, with Welch's interval."""
-    if found is random or min(len(found), len(random)) < 2:
+    if set(found.kind) == {"random"}:
+        return ""
+    if min(len(found), len(random)) < 2:
         return f"{found.loss.mean() - random.loss.mean():+.4f}"
     interval = ttest_ind(found.loss, random.loss, equal_var=False).confidence_interval()
     return f"{found.loss.mean() - random.loss.mean():+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
@@ -164,6 +190,8 @@ def _correlation(distances: pd.Series, losses: pd.Series) -> str:
         return float(spearmanr(x, y).statistic)
 
     pairs = (distances.to_numpy(), losses.to_numpy())
+    if len(distances) < _FEW:
+        return f"{spearman(*pairs):+.2f}"
     found = bootstrap(pairs, spearman, paired=True, vectorized=False, method="percentile", n_resamples=2000, rng=0)
     low, high = found.confidence_interval
     return f"{spearman(*pairs):+.2f} [{low:+.2f}, {high:+.2f}]"
