@@ -336,14 +336,17 @@ class GradientTable:
     def read(self, parts: Sequence[Part], more: Sequence[str] = ()) -> pa.Table:
         """The rows of some of its files, in the order of their ids: a gradient table's columns and ``more``."""
         columns = [name for name in parts[0].columns if name in _KEPT or name == self.column]
-        table = self.read_columns(parts, [*columns, *(name for name in more if name not in columns)])
-        if self.source is not None:
-            table = table.filter(pc.equal(table["source"], self.source))
-        return table.sort_by("id")
+        return self.read_columns(parts, [*columns, *more]).sort_by("id")
 
     def read_columns(self, parts: Sequence[Part], columns: Sequence[str]) -> pa.Table:
-        """Some columns of some of its files; where scores are among them, without the rows that have none."""
+        """Some columns of its rows in some files; where scores are among them, without the rows that have none."""
         columns = list(dict.fromkeys(columns))
+        if self.source is None:
+            return self._read_scored(parts, columns)
+        table = self._read_scored(parts, list(dict.fromkeys([*columns, "source"])))
+        return table.filter(pc.equal(table["source"], self.source)).select(columns)
+
+    def _read_scored(self, parts: Sequence[Part], columns: list[str]) -> pa.Table:
         joined = [name for name in columns if name in self.scored]
         if not joined:
             return self._read(parts, columns)

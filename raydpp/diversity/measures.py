@@ -12,6 +12,7 @@ import torch
 from scipy.stats import entropy
 from torch import Tensor
 
+from raydpp.diversity.redundancy import COPY
 from raydpp.diversity.vendi import Spectrum, vendi_score
 from raydpp.dpp.features import Features, UnitRows, unit_rows
 from raydpp.errors import UserError, checked_seed
@@ -24,7 +25,6 @@ NEIGHBOURS = 10
 
 _BLOCK = 2_048  # rows looked at together
 _PAIRS = 512  # rows whose cosines with the whole sample are looked at together
-_COPY = 1 - 1e-6  # the cosine of a row and its copy, up to rounding in float32
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _density(rows: Tensor, reference: Features | None) -> Tensor:
     distances = []
     for block in rows.split(_PAIRS):
         cosines = block @ others.T  # (b, r)
-        distances.append(1.0 - cosines.masked_fill_(cosines > _COPY, -math.inf).topk(NEIGHBOURS).values.mean(1))
+        distances.append(1.0 - cosines.masked_fill_(cosines > COPY, -math.inf).topk(NEIGHBOURS).values.mean(1))
     return torch.cat(distances).double().rsqrt_()
 
 

@@ -13,6 +13,9 @@ from raydpp.dpp.log_det import pivot_residuals
 
 _BLOCK = 1024  # rows looked at together
 
+COPY = 1 - 1e-6
+"""The cosine from which on a row is a copy of another, up to rounding in float32."""
+
 
 @dataclass(frozen=True, eq=False)
 class Redundancy:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from raydpp.cluster import Here
@@ -107,10 +106,7 @@ def _greedy_curve(tasks: Here, table: GradientTable, how: Measured) -> Curves:
 
 def _beyond_pool(table: GradientTable, size: int) -> pa.Array:
     """The ids of a table that are not among so many drawn at random, the same ones whatever its files."""
-    rows = table.read_columns(table.parts, ["id", *([] if table.source is None else ["source"])])
-    if table.source is not None:
-        rows = rows.filter(pc.equal(rows["source"], table.source))
-    ids = rows["id"].combine_chunks().sort()
+    ids = table.read_columns(table.parts, ["id"])["id"].combine_chunks().sort()
     return ids.take(pa.array(np.random.default_rng(0).permutation(len(ids))[size:]))
 
 

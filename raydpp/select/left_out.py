@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp.diversity.redundancy import redundancy
+from raydpp.diversity.redundancy import COPY, redundancy
 from raydpp.dpp.kernels import Kernel
 from raydpp.progress import progress_bar
 from raydpp.report.html import Pair, Section
@@ -29,7 +29,6 @@ LONGEST = 1_000
 
 _CHEAP = 7e11  # operations; about a minute of one core
 _SHOWN = 20  # pairs
-_COPY = 1 - 1e-6  # the cosine of an example and its copy, up to rounding
 
 
 @dataclass(frozen=True)
@@ -135,11 +134,11 @@ def _look(
     write_table(out, name, written)
     sources = beside["source"] if "source" in beside.column_names else nulls
     order = np.argsort(-found.explained, kind="stable")
-    order = order[found.cosine[order] < _COPY]
+    order = order[found.cosine[order] < COPY]
     first = np.unique(found.nearest[order], return_index=True)[1]  # the most redundant beside each pick
     pairs = written.append_column("nearest_source", sources).take(pa.array(order[np.sort(first)][:_SHOWN]))
     half, most = (int((found.explained > share).sum()) for share in (0.5, 0.9))
-    return LeftOut(len(rows), half, most, int((found.cosine >= _COPY).sum()), tuple(pairs.to_pylist()))
+    return LeftOut(len(rows), half, most, int((found.cosine >= COPY).sum()), tuple(pairs.to_pylist()))
 
 
 def _most_explained(pair: dict[str, Any]) -> tuple[float, str]:
