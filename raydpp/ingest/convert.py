@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from raydpp.tables import corpus_schema, parquet_parts, read_columns, write_tabl
 TABLE = "corpus"
 STAGED = "_staged"
 REJECTS = "rejects"
+_WHOLE = "whole.json"  # beside what was staged of a file, once all of it was
 _SNIFFED = 20  # readable rows that decide a file's schema
 _CHUNK = 2_000  # rows of a raw file that are staged together
 
@@ -40,6 +42,12 @@ class SniffedFile:
     columns: tuple[str, ...]
     schemas: tuple[Schema, ...]
     numeric: dict[str, bool]  # of carried columns with values: whether all are numbers
+    key: str = ""  # changes with the file and with what the user says of it
+    staged: Mapping[str, Any] | None = None  # where it was staged before: what ``stage_file`` left in _WHOLE
+
+    @property
+    def schema_names(self) -> list[str]:
+        return self.staged["schemas"] if self.staged else [schema.name for schema in self.schemas]
 
     @property
     def unused(self) -> list[str]:
@@ -88,14 +96,29 @@ class IngestJob:
 
     @property
     def staged_schema(self) -> pa.Schema:
-        """The corpus's columns, where each conversation comes from and which file of the corpus it goes to."""
-        more = [pa.field(name, pa.int64()) for name in ("_file", "_row", "_bucket")]
-        return pa.schema([*corpus_schema(self.carried), *more])
+        """The corpus's columns, and where each conversation comes from: the key of a file, a row in it."""
+        return pa.schema([*corpus_schema(self.carried), pa.field("_file", pa.string()), pa.field("_row", pa.int64())])
+
+    def without_stale(self) -> IngestJob:
+        """The same without what was staged of files when their carried columns had other types."""
+        kept = [file.staged if file.staged and file.staged["carried"] == self._kinds else None for file in self.files]
+        files = (replace(file, staged=staged) for file, staged in zip(self.files, kept, strict=True))
+        return replace(self, files=tuple(files))
+
+    @property
+    def _kinds(self) -> dict[str, str]:
+        return {name: str(kind) for name, kind in self.carried.items()}
 
     def stage_file(self, index: int) -> Iterator[dict[str, int]]:
-        """Read one file; stage its conversations and rejects chunk by chunk, and yield each chunk's counts."""
-        file = self.files[index].file
-        rows = self.files[index].rows()
+        """Read one file; stage its conversations and rejects chunk by chunk, and yield each chunk's counts.
+
+        Where all of it was staged before, only its counts.
+        """
+        sniffed = self.files[index]
+        if sniffed.staged:
+            yield sniffed.staged["counts"]
+            return
+        file, rows, totals = sniffed.file, sniffed.rows(), Counter[str]()
         while chunk := list(islice(rows, _CHUNK)):
             found = [(raw.row, result) for raw in chunk for result in self.convert_row(raw, index)]
             examples = [result for _, result in found if isinstance(result, dict)]
@@ -103,13 +126,17 @@ class IngestJob:
             rejects = [{"file": file.url, "row": row, "id": None, "reason": reason} for row, reason in reasons]
             markers = sum(example.pop("_marker") for example in examples)
             # Named by where the chunk comes from: a task that runs twice writes the same files again, and no row twice.
-            name = f"{index:06d}-{chunk[0].row:012d}"
+            row = f"{chunk[0].row:012d}"
             if examples:
                 table = pa.Table.from_pylist(examples, schema=self.staged_schema)
-                write_table(self.out, f"{STAGED}/{name}.parquet", table)
+                write_table(self.out, f"{STAGED}/{sniffed.key}/{row}.parquet", table)
             if rejects:
-                self.out.write_json_lines(f"{REJECTS}/{name}.jsonl", rejects)
-            yield {"rows": len(chunk), "examples": len(found), "rejects": len(rejects), "markers": markers}
+                self.out.write_json_lines(f"{REJECTS}/{sniffed.key}-{row}.jsonl", rejects)
+            counts = {"rows": len(chunk), "examples": len(found), "rejects": len(rejects), "markers": markers}
+            totals.update(counts)
+            yield counts
+        facts = {"source": sniffed.source, "schemas": sniffed.schema_names, "carried": self._kinds, "counts": totals}
+        self.out.write_json(f"{STAGED}/{sniffed.key}/{_WHOLE}", facts)
 
     def convert_row(self, raw: RawRow, index: int) -> Iterator[dict[str, Any] | str]:
         """The conversations of one row of a file; for one that cannot be used, the reason."""
@@ -141,18 +168,22 @@ class IngestJob:
                 "source": source or sniffed.source,
                 "messages": messages,
                 "extra": extra,
-                "_file": index,
+                "_file": sniffed.key,
                 "_row": raw.row,
-                "_bucket": bucket_of(identity, self.buckets),
                 "_marker": any(a["content"] != b["content"] for a, b in zip(messages, conversation, strict=True)),
                 **carried,
             }
 
     def write_buckets(self) -> Iterator[tuple[dict[str, int], int]]:
         """Write the corpus from all that was staged, bucket by bucket; what ``write_bucket`` returns of each."""
-        staged = read_columns(parquet_parts(self.out.below(STAGED)), self.staged_schema.names)
+        staged = self.with_buckets(read_columns(parquet_parts(self.out.below(STAGED)), self.staged_schema.names))
         for bucket in staged["_bucket"].unique():
             yield self.write_bucket(staged.filter(pc.equal(staged["_bucket"], bucket)))
+
+    def with_buckets(self, table: pa.Table) -> pa.Table:
+        """Staged rows, and which file of the corpus each goes to."""
+        buckets = [bucket_of(identity, self.buckets) for identity in table["id"].to_pylist()]
+        return table.append_column("_bucket", pa.array(buckets, pa.int64()))
 
     def write_bucket(self, table: pa.Table) -> tuple[dict[str, int], int]:
         """Write one bucket's conversations, each once (its first row in the order of files), sorted by id.
@@ -160,6 +191,8 @@ class IngestJob:
         Returns:
             How many were kept of each source, and how many duplicates were dropped.
         """
+        places = pc.index_in(table["_file"], pa.array([sniffed.key for sniffed in self.files]))
+        table = table.set_column(table.column_names.index("_file"), "_file", places)
         table = table.sort_by([("id", "ascending"), ("_file", "ascending"), ("_row", "ascending")])
         name = f"part-{table['_bucket'][0].as_py():05d}"
         firsts: dict[str, dict[str, Any]] = {}
@@ -176,6 +209,27 @@ class IngestJob:
         corpus = table.filter(pa.array(kept)).select(corpus_schema(self.carried).names)
         write_table(self.out, f"{TABLE}/{name}.parquet", corpus)
         return dict(Counter(corpus["source"].to_pylist())), len(rejects)
+
+
+def staging_key(file: RawFile, names: ColumnNames, *options: Any) -> str:
+    """What was staged of a file is what would be staged of it now where this is the same: the file and all options."""
+    said = [file.url, file.bytes, file.modified, asdict(names), *options]
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def staged_before(out: Folder, key: str) -> Mapping[str, Any] | None:
+    """What ``stage_file`` left of a file once all of it was staged."""
+    text = out.read_text(f"{STAGED}/{key}/{_WHOLE}")
+    return json.loads(text) if text else None
+
+
+def forget_others(out: Folder, keys: Collection[str]) -> None:
+    """Delete all that is of no file with one of these keys, and what is of all files: the corpus, the duplicates."""
+    out.delete(TABLE)
+    for folder in (STAGED, REJECTS):
+        for name in out.below(folder).names() or ():
+            if name.partition("-")[0] not in keys:
+                out.delete(f"{folder}/{name}")
 
 
 def bucket_of(identity: str, buckets: int) -> int:

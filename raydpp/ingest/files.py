@@ -31,11 +31,12 @@ _STATE = "state.json"  # one more, where it stands beside .arrow files
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read, and its size (None where the server does not say)."""
+    """A file to read, its size and when it was last modified (in ns), each None where the server does not say."""
 
     folder: Folder
     name: str
     bytes: int | None
+    modified: int | None = None
 
     @property
     def url(self) -> str:
@@ -106,7 +107,7 @@ def _files_of(url: str) -> list[RawFile]:
     if info.type == pafs.FileType.File:
         if kind_of(path) is None:
             raise UserError(f"{url} has an unknown suffix. Known are {_KNOWN}.")
-        return [RawFile(*Folder.holding(url), info.size)]
+        return [RawFile(*Folder.holding(url), info.size, info.mtime_ns)]
     if info.type == pafs.FileType.Directory:
         folder, found, hidden_wanted, failure = Folder.at(url), [""], False, "has no file"
     elif glob_of := split_glob(url):
@@ -124,7 +125,7 @@ def _files_of(url: str) -> list[RawFile]:
         infos += _infos_below(folder, below.path, seen)
     stored = {posixpath.dirname(info.path) for info in infos if info.path.endswith(".arrow")}
     files = [
-        RawFile(folder, info.path, info.size)
+        RawFile(folder, info.path, info.size, info.mtime_ns)
         for info in infos
         if info.type == pafs.FileType.File and kind_of(info.path) is not None
         if hidden_wanted or not any(name.startswith((".", "_")) for name in info.path.split("/"))

@@ -46,6 +46,14 @@ def name_sources(urls: Sequence[str], rules: Sequence[str] = ()) -> dict[str, st
     Raises:
         UserError: A rule that is not NAME=GLOB, or that fits no file.
     """
+    named = ruled_sources(urls, rules)
+    keys = {url: _key(url) for url in urls if url not in named}
+    short = _shortest(sorted(set(keys.values())))
+    return {url: named.get(url) or short[keys[url]] for url in urls}
+
+
+def ruled_sources(urls: Sequence[str], rules: Sequence[str]) -> dict[str, str]:
+    """The source of every file that a rule NAME=GLOB names. Raises UserError as ``name_sources`` does."""
     named: dict[str, str] = {}
     for rule in rules:
         name, _, pattern = rule.partition("=")
@@ -56,9 +64,7 @@ def name_sources(urls: Sequence[str], rules: Sequence[str] = ()) -> dict[str, st
             )
         for url in found:
             named.setdefault(url, name)
-    keys = {url: _key(url) for url in urls if url not in named}
-    short = _shortest(sorted(set(keys.values())))
-    return {url: named.get(url) or short[keys[url]] for url in urls}
+    return named
 
 
 def _key(url: str) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """ingest: raw files of any schema -> corpus table.
 
 Two passes, because equal conversations from different files meet only once all files were read. The first reads every
-file row by row and stages its conversations in ``_staged``, its rejects in ``rejects``. The second gathers what was
-staged by ranges of ids, drops the duplicates and writes a file of the corpus for each range. A small input takes both
-in this process; for a large one, or where a cluster is named, tasks of Ray Data call the same functions.
+file row by row and stages its conversations in ``_staged``, its rejects in ``rejects``; what was staged whole is not
+read again. The second gathers what was staged by ranges of ids, drops the duplicates and writes a file of the corpus
+for each range. A small input takes both in this process; for a large one, or where a cluster is named, tasks of Ray
+Data call the same functions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from raydpp import runs
@@ -50,6 +52,7 @@ def ingest(
     carry: list[str] | None = None,
     strip_markers: bool = True,
     files: int | None = None,
+    incremental: bool = False,
     address: str | None = None,
 ) -> runs.RunResult:
     """Read raw instruction files of any known schema into one corpus of conversations.
@@ -88,6 +91,9 @@ def ingest(
     Output:
         out: Folder to write; it must be new, empty, or this same run's.
         files: Number of files of the corpus; default one for every 32 MiB of input, at least 8.
+        incremental: Whether to keep what was read of each file in OUT/_staged, which takes as much disk again. The same
+            command then reads only files that are new or have changed since, and drops the conversations of those
+            that are gone. Its options may differ: files are read again where one that concerns them does.
     """
     given = [*inputs, out]
     inputs, out = [absolute(url) for url in inputs], absolute(out)
@@ -96,43 +102,79 @@ def ingest(
         raise UserError(f"--files {files}: at least one file is needed")
     if taken := sorted(_OWN_COLUMNS & set(carry or ())):
         raise UserError(f"--carry {taken[0]}: ingest has a column of its own with this name")
-    from raydpp.ingest.convert import REJECTS, STAGED, IngestJob, carried_types, sniff
+    from raydpp.ingest.convert import (
+        REJECTS,
+        STAGED,
+        IngestJob,
+        SniffedFile,
+        carried_types,
+        forget_others,
+        sniff,
+        staged_before,
+        staging_key,
+    )
     from raydpp.ingest.files import list_files
     from raydpp.ingest.schemas import ColumnNames, checked_roles
-    from raydpp.ingest.sources import name_sources, value_for
+    from raydpp.ingest.sources import name_sources, ruled_sources, value_for
 
     roles = checked_roles(role or ())
     found = list_files(inputs)
-    run = runs.begin("ingest", config, [[file.url, file.bytes or 0] for file in found])
-    if run.done:
-        return run.done
-    buckets = files or max(8, math.ceil(sum(file.bytes or 0 for file in found) / _FILE_BYTES))
-    sources = name_sources([file.url for file in found], source or ())
+    urls, rules = [file.url for file in found], source or ()
+    ruled, sources = ruled_sources(urls, rules), name_sources(urls, rules)
     columns = {
         "prompt": prompt_column,
         "response": response_column,
         "system": system_column,
         "messages": messages_column,
     }
+    named = [
+        ColumnNames(
+            **{name: value_for(url, said or (), f"--{name}-column") for name, said in columns.items()},
+            take=take,
+            roles=roles,
+        )
+        for url in urls
+    ]
+    keys = [
+        staging_key(file, names, ruled.get(file.url), strip_markers, source_column, carry)
+        for file, names in zip(found, named, strict=True)
+    ]
+    if incremental:
+        run = runs.resume("ingest", config, keys, free=[name for name in config if name != "out"])
+    else:
+        run = runs.begin("ingest", config, [[file.url, file.bytes or 0] for file in found], keep=True)
+    if run.done:
+        return run.done
+    if run.old:
+        run.claim({})
 
-    def sniff_file(file: RawFile) -> SniffedFile:
-        named = {name: value_for(file.url, said or (), f"--{name}-column") for name, said in columns.items()}
-        return sniff(file, sources[file.url], ColumnNames(**named, take=take, roles=roles), carry or ())
+    def look(file: RawFile, names: ColumnNames, key: str) -> SniffedFile:
+        before = staged_before(run.out, key)
+        if before and not carry and not source_column:
+            return SniffedFile(file, before["source"], names, (), (), {}, key, before)
+        return replace(sniff(file, sources[file.url], names, carry or ()), key=key, staged=before)
 
     with ThreadPoolExecutor(16) as pool:  # a few rows of each: waiting, not computing
-        sniffed = tuple(pool.map(sniff_file, found))
+        sniffed = tuple(pool.map(look, found, named, keys))
     if source_column and not any(source_column in file.columns for file in sniffed):
         raise UserError(f"--source-column {source_column}: no file has this column")
-    _report_schemas(sniffed)
-    job = IngestJob(sniffed, carried_types(sniffed, carry or ()), strip_markers, buckets, run.out, source_column)
+    buckets = files or max(8, math.ceil(sum(file.bytes or 0 for file in found) / _FILE_BYTES))
+    carried = carried_types(sniffed, carry or ())
+    job = IngestJob(sniffed, carried, strip_markers, buckets, run.out, source_column).without_stale()
+    fresh = [file for file in job.files if not file.staged]
+    if len(fresh) < len(found):
+        log.info("ingest: %d of %d files are to be read, the others were before", len(fresh), len(found))
+    _report_schemas(fresh)
     if on_cluster := needs_cluster(found, address):
         connect(address, given)
     with unwrap_task_errors() if on_cluster else nullcontext():
         staged = _stage(job, on_cluster)
         if staged["rejects"] == staged["examples"]:
             raise UserError(f"no row of the input can be used: {run.out.url_of(REJECTS)} says why for each")
+        forget_others(run.out, keys)
         kept, duplicates = _write(job, staged["examples"] - staged["rejects"], on_cluster)
-    run.out.delete(STAGED)
+    if not incremental:
+        run.out.delete(STAGED)
     rows = kept.total()
     if rows + duplicates + staged["rejects"] != staged["examples"]:
         raise RuntimeError(f"{staged} were read, but {rows} kept and {duplicates} dropped as duplicates")
@@ -145,9 +187,7 @@ def ingest(
         f", {len(kept)} source{'s' * (len(kept) > 1)} -> {run.out}"
     )
     counts = {**staged, "kept": rows, "duplicates": duplicates, "sources": dict(sorted(kept.items()))}
-    return run.finish(
-        summary, counts=counts, schemas={s.file.url: [schema.name for schema in s.schemas] for s in sniffed}
-    )
+    return run.finish(summary, counts=counts, schemas={file.file.url: file.schema_names for file in job.files})
 
 
 def needs_cluster(files: Sequence[RawFile], address: str | None) -> bool:
@@ -209,6 +249,9 @@ def _write_by_ray(job: IngestJob) -> Iterator[tuple[dict[str, int], int]]:
     from raydpp.ingest.convert import STAGED
 
     # One partition for each file of the corpus: Ray's default of 200 takes longer than the work in them.
-    buckets = ray.data.read_parquet(STAGED, filesystem=job.out.system).groupby("_bucket", num_partitions=job.buckets)
+    staged = ray.data.read_parquet(STAGED, filesystem=job.out.system, file_extensions=["parquet"])
+    buckets = staged.map_batches(job.with_buckets, batch_format="pyarrow").groupby(
+        "_bucket", num_partitions=job.buckets
+    )
     counts = buckets.map_groups(lambda table: {"counts": [json.dumps(job.write_bucket(table))]}, batch_format="pyarrow")
     return (json.loads(row["counts"]) for row in counts.iter_rows())

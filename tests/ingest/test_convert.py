@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import pytest
 from raydpp.errors import RowError, UserError
 from raydpp.ingest import convert
 from raydpp.ingest.conversation import conversation_id, validated
-from raydpp.ingest.convert import IngestJob, SniffedFile, bucket_of, carried_types, sniff
+from raydpp.ingest.convert import (
+    IngestJob,
+    SniffedFile,
+    bucket_of,
+    carried_types,
+    forget_others,
+    sniff,
+    staged_before,
+    staging_key,
+)
 from raydpp.ingest.files import RawFile, list_files, read_rows
 from raydpp.ingest.rows import RawRow
 from raydpp.ingest.schemas import ColumnNames, detect_schemas, schema_of
@@ -22,7 +32,8 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def seen(path: Path, *carry: str) -> SniffedFile:
-    return sniff(RawFile(Folder.at(path.parent), path.name, path.stat().st_size), "s", ColumnNames(), carry)
+    file = RawFile(Folder.at(path.parent), path.name, path.stat().st_size)
+    return replace(sniff(file, "s", ColumnNames(), carry), key="key")
 
 
 def test_sniffing_takes_the_columns_of_the_first_readable_rows(tmp_path: Path) -> None:
@@ -61,7 +72,13 @@ def test_a_carried_column_is_of_numbers_where_every_file_holds_numbers(tmp_path:
 def test_one_row_becomes_conversations_and_reasons(tmp_path: Path) -> None:
     columns = ("instruction", "instances")
     file = SniffedFile(
-        RawFile(Folder.at(tmp_path), "seeds.json", 1), "seeds", ColumnNames(), columns, detect_schemas(columns), {}
+        RawFile(Folder.at(tmp_path), "seeds.json", 1),
+        "seeds",
+        ColumnNames(),
+        columns,
+        detect_schemas(columns),
+        {},
+        "key",
     )
     job = IngestJob((file,), {"score": pa.float64()}, True, 8, Folder.at(tmp_path))
     instances = [{"input": "1", "output": "2</s>"}, {"input": "3", "output": " "}]
@@ -69,10 +86,9 @@ def test_one_row_becomes_conversations_and_reasons(tmp_path: Path) -> None:
     good, bad = job.convert_row(raw, 0)
     assert isinstance(good, dict)
     assert good["_marker"]
-    assert (good["_file"], good["_row"], good["source"], good["score"]) == (0, 7, "seeds", 3.0)
+    assert (good["_file"], good["_row"], good["source"], good["score"]) == ("key", 7, "seeds", 3.0)
     assert good["messages"][-1] == {"role": "assistant", "content": "2"}
     assert good["id"] == conversation_id(good["messages"])
-    assert good["_bucket"] == bucket_of(good["id"], 8)
     assert bad == "the response is empty"
     worded = RawRow(8, {"instruction": "I", "instances": instances, "score": "much"}, None)
     (reason,) = job.convert_row(worded, 0)
@@ -93,13 +109,40 @@ def test_a_file_is_staged_chunk_by_chunk_and_again_under_the_same_names(
         {"rows": 2, "examples": 2, "rejects": 0, "markers": 2},
         {"rows": 2, "examples": 2, "rejects": 1, "markers": 1},
     ]
-    names = ["_staged/000001-000000000000.parquet", "_staged/000001-000000000002.parquet"]
-    assert job.out.files() == [*names, "rejects/000001-000000000002.jsonl"]
+    names = [f"_staged/key/{name}" for name in ("000000000000.parquet", "000000000002.parquet", "whole.json")]
+    assert job.out.files() == [*names, "rejects/key-000000000002.jsonl"]
     reject = {"file": str(path), "row": 3, "id": None, "reason": "the prompt is empty"}
-    assert json.loads((tmp_path / "out" / "rejects" / "000001-000000000002.jsonl").read_text()) == reject
+    assert json.loads((tmp_path / "out" / "rejects" / "key-000000000002.jsonl").read_text()) == reject
     staged = {name: (tmp_path / "out" / name).read_bytes() for name in job.out.files()}
     assert list(job.stage_file(1)) == counts
     assert {name: (tmp_path / "out" / name).read_bytes() for name in job.out.files()} == staged
+    whole = staged_before(job.out, "key")
+    assert whole is not None
+    assert whole["counts"] == {"rows": 4, "examples": 4, "rejects": 1, "markers": 3}
+    assert list(replace(job, files=(replace(job.files[1], staged=whole),)).stage_file(0)) == [whole["counts"]]
+
+
+def test_what_was_staged_of_a_file_is_forgotten_with_it(tmp_path: Path) -> None:
+    out = Folder.at(tmp_path)
+    names = ["corpus/p", "_staged/a/1", "_staged/b/1", "rejects/a-1", "rejects/b-1", "rejects/duplicates-p", "run.json"]
+    for name in names:
+        out.write_text(name, "")
+    forget_others(out, {"b"})
+    assert out.files() == ["_staged/b/1", "rejects/b-1", "run.json"]
+
+
+def test_a_staging_key_changes_with_the_file_and_with_what_is_said_of_it(tmp_path: Path) -> None:
+    file, names = RawFile(Folder.at(tmp_path), "a", 1, 2), ColumnNames(prompt="p")
+    others = [
+        staging_key(file, names, "x"),
+        staging_key(replace(file, modified=3), names),
+        staging_key(replace(file, bytes=3), names),
+        staging_key(replace(file, name="b"), names),
+        staging_key(file, replace(names, prompt="q")),
+        staging_key(file, replace(names, roles={"a": "user"})),
+    ]
+    assert staging_key(file, names) == staging_key(replace(file), replace(names))
+    assert len({*others, staging_key(file, names)}) == 7
 
 
 def test_buckets_are_equal_ranges_of_ids_in_order() -> None:
