@@ -14,7 +14,7 @@ from raydpp.diversity.fidelity import SAMPLE, Fidelity, fidelity
 from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.sample import identity as identity_of
-from raydpp.extract.units import REJECTS, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.extract.units import REJECTS, drop_absent, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
 from raydpp.gradients.optimizer import learning_rate, moments_file
 from raydpp.progress import progress_bar
@@ -51,6 +51,7 @@ def extract(
     rows_per_file: int | None = None,
     gpus_per_actor: float | None = None,
     actors: int | None = None,
+    prune: bool = False,
     address: str | None = None,
     dry_run: bool = False,
 ) -> runs.RunResult:
@@ -113,6 +114,8 @@ def extract(
         out: Folder to write; it must be new, empty, or this same run's.
         store_as: Type of the stored numbers; default int8 for gradients, else float16. int8 holds multiples of half a
             standard deviation, which lose next to nothing of a projection and take 4 bits each on disk.
+        prune: Whether to delete what OUT has of conversations that are not in the corpus any more, or not among those
+            asked for; else such a run is refused.
         rows_per_file: Conversations in one Parquet file, the unit of work and of progress; default by the size of
             the corpus and of a batch, 16 to 4096.
     """
@@ -168,7 +171,7 @@ def extract(
         return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
     if shortlist and not (sources or limit or per_source) and chosen.rows < len(shortlist):
         log.warning("extract: %d of the ids of --only are not in %s", len(shortlist) - chosen.rows, corpus)
-    run = runs.resume("extract", config, [identity_of(corpus_record, shortlist)], free=["corpus", "only"])
+    run = runs.resume("extract", config, [identity_of(corpus_record, shortlist)], free=["corpus", "only", "prune"])
     if run.done:
         return run.done
     # transformers takes seconds: mistakes, and what is done already, are found before it is loaded
@@ -188,7 +191,7 @@ def extract(
     )
     identity = fingerprint(extractor, masking, tokenizer, stored_as)
     per_file = rows_per_file or unit_rows(chosen.rows, extractor.budget("cuda" if plan.gpus else "cpu"), plan.most)
-    if run.old and run.old.get("status") == "finished":
+    if run.old and run.old.get("status") == "finished" and not prune:
         plan_units(chosen, scan_output(run.out), per_file)  # refuses another corpus while the finished run is whole
     owner = run.claim(identity)
     width = dimension if representation == "gradient" else hidden_width(settings)
@@ -196,6 +199,9 @@ def extract(
     job = ExtractJob(source.below("corpus"), run.out, owner, extractor, masking, schema, plan)
     remove_partial_files(run.out)
     before = scan_output(run.out)
+    if prune and (dropped := drop_absent(chosen, run.out)):
+        log.info("extract: %d examples that the corpus does not have any more were deleted", dropped)
+        before = scan_output(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
     if len(before.ids):
         log.info("extract: %d of them are done already", len(before.ids))

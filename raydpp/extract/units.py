@@ -1,10 +1,10 @@
 """Units of work of extract: what is still to do is what the output folder does not hold.
 
-No log of progress is kept that could disagree with the data. A unit is some rows of one corpus file; when it is done
-its Parquet file (and before that its rejects) appear whole under a name of their own, so that ``ls`` shows how far a
-run has come, and the ids in those files are what a next start need not do again. Ray Data's own checkpointing keeps
-such a log beside the data, but silently loses or duplicates rows where the two part (another D, a folder emptied, rows
-dropped between read and write), and forgets it all after success: a corpus that grew would be paid for again.
+No log of progress is kept that could disagree with the data. A unit is some rows of the corpus; when it is done its
+Parquet file (and before that its rejects) appear whole under a name of their own, so that ``ls`` shows how far a run
+has come, and the ids in those files are what a next start need not do again. Ray Data's own checkpointing keeps such a
+log beside the data, but silently loses or duplicates rows where the two part (another D, a folder emptied, rows dropped
+between read and write), and forgets it all after success: a corpus that grew would be paid for again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
 from raydpp.storage import UNFINISHED, Folder
-from raydpp.tables import GRADIENTS, Part, is_parquet, read_columns
+from raydpp.tables import GRADIENTS, Part, concatenated, is_parquet, read_columns, write_table
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +46,14 @@ def unit_rows(rows: int, budget: int, actors: int = 1) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
-    """Some rows of one corpus file, worked on together.
+class Piece:
+    """Some rows of one corpus file: (n,) row numbers in it, ascending."""
 
-    Attributes:
-        name: Of the files it writes, without their endings.
-        part: The corpus file.
-        rows: (n,) row numbers in that file, ascending.
-    """
-
-    name: str
     part: Part
     rows: np.ndarray
 
     def read(self, columns: list[str]) -> pa.Table:
-        """Its rows; reads only the row groups that hold some of them."""
+        """Reads only the row groups that hold some of the rows."""
         with self.part.folder.system.open_input_file(self.part.name) as stream:
             file = pq.ParquetFile(stream)
             starts = np.cumsum([0, *(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))])
@@ -68,6 +62,18 @@ class Unit:
                 [np.arange(starts[g], starts[g + 1]) for g in groups]
             )  # row numbers of what is read
             return file.read_row_groups(groups.tolist(), columns=columns).take(np.searchsorted(present, self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Some rows of the corpus, worked on together; ``name`` is that of the files it writes, without their endings."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """Its rows, in the order of the corpus."""
+        return concatenated([piece.read(columns) for piece in self.pieces])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +98,7 @@ def scan_output(out: Folder) -> Completed:
     Raises:
         UserError: An id is there twice; the message says what to delete.
     """
-    tables = [Part(out.below(GRADIENTS), name) for name in out.below(GRADIENTS).files() if is_parquet(name)]
-    rejects = [Part(out.below(REJECTS), name) for name in out.below(REJECTS).files(".jsonl")]
+    tables, rejects = _tables_of(out), _rejects_of(out)
     with ThreadPoolExecutor(16) as pool:  # waiting, not computing
         attempts = [*pool.map(_read_table, tables), *pool.map(_read_rejects, rejects)]
     files, read = [], []
@@ -125,7 +130,7 @@ def plan_units(chosen: Sample, completed: Completed, size: int, owner: str = "")
     Raises:
         UserError: Something completed is not among the conversations that take part.
     """
-    units, matched = [], 0
+    first, pieces, room, units, matched = "", list[Piece](), size, list[Unit](), 0
     padded = np.append(completed.ids, b"")  # no id is empty: what a search beyond the last one finds is not it
     for part in chosen.parts:
         table = read_columns([part], ["id", "source"])
@@ -134,9 +139,15 @@ def plan_units(chosen: Sample, completed: Completed, size: int, owner: str = "")
         known = padded[np.searchsorted(completed.ids, ids)] == ids
         matched += int(known.sum())
         rows, names = table["row"].to_numpy()[~known], ids[~known]
-        for start in range(0, len(rows), size):
-            name = f"part-{names[start].decode()}-{owner}"
-            units.append(Unit(name, part, rows[start : start + size]))
+        while len(rows):  # of a corpus that grew a file may hold few: a unit goes on in the next one
+            first = first or names[0].decode()
+            pieces.append(Piece(part, rows[:room]))
+            room, rows, names = room - len(pieces[-1].rows), rows[room:], names[room:]
+            if not room:
+                units.append(Unit(f"part-{first}-{owner}", tuple(pieces)))
+                first, pieces, room = "", [], size
+    if pieces:
+        units.append(Unit(f"part-{first}-{owner}", tuple(pieces)))
     if matched != len(completed.ids):
         raise UserError(
             f"{len(completed.ids) - matched} of the examples that are done are not among the conversations this run is"
@@ -144,6 +155,38 @@ def plan_units(chosen: Sample, completed: Completed, size: int, owner: str = "")
             " conversations. Name another folder"
         )
     return units
+
+
+def drop_absent(chosen: Sample, out: Folder) -> int:
+    """Delete what is done of conversations that do not take part (any more); how many they were.
+
+    The others get the source that the corpus has for them now. Each file is replaced whole.
+
+    Raises:
+        UserError: Nothing would be left: that is another corpus.
+    """
+    present = concatenated([chosen.filter(read_columns([part], ["id", "source"])) for part in chosen.parts])
+    changes, kept, dropped = [], 0, 0
+    parts = [*_tables_of(out), *_rejects_of(out)]
+    for part in parts:
+        table = _read_any(part, ["id", "source"])
+        places = pc.index_in(table["id"], present["id"])
+        rows, sources = pa.array(np.flatnonzero(places.is_valid())), present["source"].take(places.drop_null())
+        kept, dropped = kept + len(rows), dropped + len(table) - len(rows)
+        if sources != table["source"]:  # of another length, too
+            changes.append((part, rows, sources))
+    if parts and not kept:
+        raise UserError(f"none of the examples of {out} is in this corpus: it was made of another. Name another folder")
+    for part, rows, sources in changes:
+        table = _read_any(part, part.columns if is_parquet(part.name) else []).take(rows)
+        table = table.set_column(table.column_names.index("source"), "source", sources)
+        if not len(table):
+            part.folder.delete(part.name)
+        elif is_parquet(part.name):
+            write_table(part.folder, part.name, table)
+        else:
+            part.folder.write_json_lines(part.name, table.to_pylist())
+    return dropped
 
 
 def remove_partial_files(out: Folder) -> None:
@@ -170,7 +213,24 @@ def _read_table(part: Part) -> _Found | Exception:
 
 def _read_rejects(part: Part) -> _Found | Exception:
     try:
-        lines = [line for line in (part.folder.read_text(part.name) or "").split("\n") if line]
-        return np.array([json.loads(line)["id"].encode() for line in lines], dtype="S"), {"rejects": len(lines)}
+        ids = [row["id"].encode() for row in _reject_rows(part)]
+        return np.array(ids, dtype="S"), {"rejects": len(ids)}
     except (ValueError, KeyError, TypeError) as error:
         return error
+
+
+def _reject_rows(part: Part) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (part.folder.read_text(part.name) or "").split("\n") if line]
+
+
+def _read_any(part: Part, columns: list[str]) -> pa.Table:
+    """Columns of a file of the table, or all rejects of one of those."""
+    return part.read(columns) if is_parquet(part.name) else pa.Table.from_pylist(_reject_rows(part))
+
+
+def _tables_of(out: Folder) -> list[Part]:
+    return [Part(out.below(GRADIENTS), name) for name in out.below(GRADIENTS).files() if is_parquet(name)]
+
+
+def _rejects_of(out: Folder) -> list[Part]:
+    return [Part(out.below(REJECTS), name) for name in out.below(REJECTS).files(".jsonl")]

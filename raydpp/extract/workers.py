@@ -20,7 +20,7 @@ from raydpp.cluster import ActorPlan
 from raydpp.errors import RowError, UserError
 from raydpp.extract.isolation import Features, IsolatedExtractor
 from raydpp.extract.sample import Sample
-from raydpp.extract.units import REJECTS, Completed, Unit, plan_units, scan_output
+from raydpp.extract.units import REJECTS, Completed, Piece, Unit, plan_units, scan_output
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer, vocabulary_size
 from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
@@ -94,7 +94,13 @@ def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
     from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
     blocks = [
-        pa.table({"name": [unit.name], "file": [unit.part.name], "rows": pa.array([unit.rows], pa.list_(pa.int64()))})
+        pa.table(
+            {
+                "name": [unit.name] * len(unit.pieces),
+                "file": [piece.part.name for piece in unit.pieces],
+                "rows": pa.array([piece.rows for piece in unit.pieces], pa.list_(pa.int64())),
+            }
+        )
         for unit in units
     ]
     tokenised = ray.data.from_arrow(blocks).map_batches(
@@ -124,8 +130,9 @@ def _reports(units: list[Unit], job: ExtractJob) -> Iterator[dict[str, Any]]:
 
 
 def _tokenise(table: pa.Table, job: ExtractJob) -> pa.Table:
-    (row,) = table.to_pylist()
-    return tokenize_unit(Unit(row["name"], Part(job.corpus, row["file"]), np.asarray(row["rows"], np.int64)), job)
+    rows = table.to_pylist()
+    pieces = (Piece(Part(job.corpus, row["file"]), np.asarray(row["rows"], np.int64)) for row in rows)
+    return tokenize_unit(Unit(rows[0]["name"], tuple(pieces)), job)
 
 
 def tokenize_unit(unit: Unit, job: ExtractJob) -> pa.Table:

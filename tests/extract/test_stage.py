@@ -175,6 +175,13 @@ def test_a_corpus_that_grew_costs_only_its_new_conversations(
         extract(small, str(out), tiny_model, dimension=16)
     assert (out / "_SUCCESS").exists()
     assert json.loads((out / "run.json").read_text())["status"] == "finished"
+    (out / "rejects").mkdir()
+    run = extract(small, str(out), tiny_model, dimension=16, prune=True)
+    assert (run.record["counts"]["in"], run.record["counts"]["rows"], run.record["timings"]["rows"]) == (15, 15, 0)
+    kept = pq.read_table(out / "gradients")
+    assert sorted(kept["id"].to_pylist()) == pq.read_table(Path(small) / "corpus")["id"].to_pylist()
+    run = extract(corpus, str(out), tiny_model, dimension=16, prune=True)
+    assert (run.record["counts"]["rows"], run.record["timings"]["rows"]) == (40, 25)
     with pytest.raises(UserError, match="its dimension was 16 and now is 32"):
         extract(corpus, str(out), tiny_model, dimension=32)
     with pytest.raises(UserError, match="its seed was 0 and now is 1"):

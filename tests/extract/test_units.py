@@ -9,7 +9,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
-from raydpp.extract.units import Unit, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.extract.units import Piece, Unit, drop_absent, plan_units, remove_partial_files, scan_output, unit_rows
 from raydpp.storage import Folder
 from raydpp.tables import Part, parquet_parts, write_table
 
@@ -85,8 +85,8 @@ def test_the_plan_holds_every_row_that_is_not_done_once(sample: Sample, tmp_path
     write_part(tmp_path, "one", ["0001", "0004", "0012"])
     write_rejects(tmp_path, "one", ["0019"])
     units = plan_units(sample, scan_output(Folder.at(tmp_path)), 3, "me")
-    assert [len(unit.rows) for unit in units] == [3, 3, 2, 3, 3, 2]
-    assert units[0].name == "part-0000-me"
+    assert [[len(piece.rows) for piece in unit.pieces] for unit in units] == [[3], [3], [2, 1], [3], [3], [1]]
+    assert [unit.name for unit in units[:3]] == ["part-0000-me", "part-0005-me", "part-0008-me"]
     planned = [i for unit in units for i in unit.read(["id"])["id"].to_pylist()]
     assert planned == [i for i in ids(0, 20) if i not in ("0001", "0004", "0012", "0019")]
     write_part(tmp_path, "two", planned)
@@ -106,10 +106,52 @@ def test_what_is_done_must_belong_to_the_corpus(sample: Sample, tmp_path: Path) 
         plan_units(sample, scan_output(Folder.at(tmp_path)), 3)
 
 
+def test_a_corpus_of_many_files_that_grew_by_few_rows_makes_few_units(tmp_path: Path) -> None:
+    for file in range(10):
+        table = pa.table({"id": [f"{file}{n}" for n in range(5)], "source": ["s"] * 5})
+        write_table(Folder.at(tmp_path / "corpus"), f"{file}.parquet", table)
+    sample = Sample(tuple(parquet_parts(Folder.at(tmp_path / "corpus"))), 50)
+    write_part(tmp_path, "one", [f"{file}{n}" for file in range(10) for n in range(5) if n != file % 5])
+    (unit,) = plan_units(sample, scan_output(Folder.at(tmp_path)), 16)
+    assert unit.read(["id"])["id"].to_pylist() == [f"{file}{file % 5}" for file in range(10)]
+
+
+def test_what_the_corpus_does_not_have_any_more_is_dropped(sample: Sample, tmp_path: Path) -> None:
+    out = Folder.at(tmp_path)
+
+    def table(rows: list[str], source: str) -> pa.Table:
+        return pa.table({"id": rows, "source": [source] * len(rows), "gradient": [[1.0]] * len(rows)})
+
+    write_table(out, "gradients/kept.parquet", table(["0001", "0019"], "s"))
+    write_table(out, "gradients/some.parquet", table(["0002", "gone", "0003"], "s"))
+    write_table(out, "gradients/none.parquet", table(["gone2"], "s"))
+    write_table(out, "gradients/renamed.parquet", table(["0004"], "old"))
+    rejects = [{"id": name, "source": "s", "reason": "r"} for name in ("0005", "gone3")]
+    out.write_json_lines("rejects/some.jsonl", rejects)
+    out.write_json_lines("rejects/none.jsonl", rejects[1:])
+    untouched = (tmp_path / "gradients" / "kept.parquet").stat().st_mtime_ns
+    assert drop_absent(sample, out) == 4
+    left = pq.read_table(tmp_path / "gradients")
+    assert sorted(left["id"].to_pylist()) == ["0001", "0002", "0003", "0004", "0019"]
+    assert set(left["source"].to_pylist()) == {"s"}
+    assert out.read_text("rejects/some.jsonl") == '{"id": "0005", "source": "s", "reason": "r"}\n'
+    names = [name for name in out.files() if not name.startswith("corpus/")]
+    assert names == [*(f"gradients/{name}.parquet" for name in ("kept", "renamed", "some")), "rejects/some.jsonl"]
+    assert (tmp_path / "gradients" / "kept.parquet").stat().st_mtime_ns == untouched
+    assert drop_absent(sample, out) == 0
+
+
+def test_another_corpus_drops_nothing(sample: Sample, tmp_path: Path) -> None:
+    write_table(Folder.at(tmp_path), "gradients/a.parquet", pa.table({"id": ["x"], "source": ["s"]}))
+    with pytest.raises(UserError, match="none of the examples of"):
+        drop_absent(sample, Folder.at(tmp_path))
+    assert (tmp_path / "gradients" / "a.parquet").exists()
+
+
 def test_a_unit_reads_its_own_rows_of_a_file_with_many_row_groups(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ids(0, 100)}), tmp_path / "x.parquet", row_group_size=7)
     for rows in ([0], [99], [6, 7, 13, 14, 50, 98], list(range(100))):
-        unit = Unit("u", Part(Folder.at(tmp_path), "x.parquet"), np.array(rows))
+        unit = Unit("u", (Piece(Part(Folder.at(tmp_path), "x.parquet"), np.array(rows)),))
         assert unit.read(["id"])["id"].to_pylist() == [f"{row:04d}" for row in rows]
 
 

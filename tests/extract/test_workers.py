@@ -24,7 +24,7 @@ from raydpp.extract import workers
 from raydpp.extract.isolation import Features
 from raydpp.extract.sample import choose
 from raydpp.extract.stage import extract
-from raydpp.extract.units import REJECTS, Unit
+from raydpp.extract.units import REJECTS, Piece, Unit
 from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_first, tokenize_row, tokenize_unit
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
@@ -162,7 +162,7 @@ def test_what_one_row_does_to_the_tokenizer_is_its_reason(job: ExtractJob, tiny_
     write_table(Folder.at(tmp_path), "corpus.parquet", corpus)
     strict = refusing(tiny_model, tmp_path / "strict", "messages[0]['role'] != 'user'", "no user")
     config = ExtractJob(job.corpus, job.out, "me", ExtractorConfig(strict), Masking(), job.schema, job.plan)
-    unit = Unit("u", Part(job.corpus, "corpus.parquet"), np.array([0, 1]))
+    unit = Unit("u", (Piece(Part(job.corpus, "corpus.parquet"), np.array([0, 1])),))
     good_row, bad_row = tokenize_unit(unit, config).to_pylist()
     assert good_row["reason"] is None
     assert sum(good_row["response"]) == 2  # the word and the end of turn
@@ -179,7 +179,7 @@ def test_a_task_that_tokenises_loads_no_model_library(job: ExtractJob, corpus: s
         import sys
 
         begun = set(sys.modules)
-        assert tokenize_unit(Unit("u", part, np.array([0])), job)["ids"].null_count == 0
+        assert tokenize_unit(Unit("u", (Piece(part, np.array([0])),)), job)["ids"].null_count == 0
         return begun, set(sys.modules)
 
     part = parquet_parts(Folder.at(corpus).below("corpus"))[0]
