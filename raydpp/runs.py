@@ -29,7 +29,9 @@ INTERRUPTED = "interrupted"
 PREVIEW = "preview.html"
 """What may be in the folder of a run to come."""
 
-EXECUTION = frozenset({"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file"})
+EXECUTION = frozenset(
+    {"out", "address", "actors", "gpus_per_actor", "batch_tokens", "rows_per_file", "prune", "partition_cache"}
+)
 """Options that say where and how fast a stage runs, not what comes out of it."""
 
 _DATA = (".parquet", ".jsonl")
@@ -213,7 +215,7 @@ def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) ->
     record = {
         "stage": stage,
         "status": "unfinished",
-        "owner": uuid.uuid4().hex[:12],
+        "owner": f"{time.time_ns() // 10**6:011x}{uuid.uuid4().hex[:5]}",  # later ones are larger
         "config": dict(config),
         "inputs": list(inputs),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

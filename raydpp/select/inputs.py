@@ -36,6 +36,8 @@ from raydpp.tables import (
 if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
+    from raydpp.select.partition_cache import PartitionCache
+
 log = logging.getLogger(__name__)
 
 ROWS_PER_PARTITION = 65_536
@@ -71,6 +73,7 @@ class SelectionJob:
     title: str  # of progress bars and messages
     tasks: Here
     targets: Sequence[GradientTable] = ()  # what to aim at
+    cache: PartitionCache | None = None  # of what partitions picked
 
     @property
     def partition_rows(self) -> list[int]:
@@ -78,9 +81,22 @@ class SelectionJob:
         return [sum(part.rows for part in parts) for parts in self.partitions]
 
 
-def partitioned(table: GradientTable, partitions: int | None, exact: bool, tasks: Here) -> list[list[Part]]:
+def partitioned(
+    table: GradientTable, partitions: int | None, exact: bool, tasks: Here, stable: bool = False
+) -> list[list[Part]]:
     """A table's files in so many partitions; by default one for every ``ROWS_PER_PARTITION`` rows, or for exact rounds
-    one for every CPU that has a few thousand rows to work on, or every node where there are many."""
+    one for every CPU that has a few thousand rows to work on, or every node where there are many.
+
+    ``stable``: filled one after the other in the order in which the files came, so that what comes to a table later
+    changes the last one alone.
+    """
+    if stable:
+        groups: list[list[Part]] = [[]]
+        for part in sorted(table.parts, key=lambda part: part.name.rpartition("-")[2]):  # the owner's token: a time
+            if groups[-1] and sum(one.rows for one in groups[-1]) + part.rows > ROWS_PER_PARTITION:
+                groups.append([])
+            groups[-1].append(part)
+        return groups
     if partitions is None and exact:
         partitions = min(tasks.cpus, max(tasks.nodes, _ENOUGH_SHARDS), partition_count(table.rows, _LEAST_ROWS))
     return partition_files(table.parts, partitions or partition_count(table.rows, ROWS_PER_PARTITION))

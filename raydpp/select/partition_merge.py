@@ -19,6 +19,7 @@ import torch
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.progress import progress_bar, reporter
 from raydpp.select.inputs import ROWS_PER_PARTITION, SelectionJob
+from raydpp.select.partition_cache import keep_picks, kept_picks
 from raydpp.select.plan import MergeLevel, merge_levels, search_cost
 from raydpp.select.request import Picked, Request, select_rows
 from raydpp.tables import GradientTable, Part, concatenated
@@ -54,7 +55,11 @@ def distributed_greedy(job: SelectionJob, oversample: float) -> Picked:
             common = (level.request, counter, threads, job.given.features)
             costs = [search_cost(level.request, rows, table.dimension, job.given.count) for rows in level.rows]
             if depth == 0:
-                work: list[Any] = [(_select_partition, table, parts, excluded) for parts in job.partitions]
+                kept = [job.cache.file_for(parts, level.request) if job.cache else None for parts in job.partitions]
+                work: list[Any] = [
+                    (_select_partition, table, parts, excluded, file)
+                    for parts, file in zip(job.partitions, kept, strict=True)
+                ]
             else:
                 work = [(_merge, *(picks[i] for i in group)) for group in level.groups]
             picks = [
@@ -69,7 +74,7 @@ def distributed_greedy(job: SelectionJob, oversample: float) -> Picked:
         if bar.total is not None and not interrupted:
             bar.n = bar.total
         bar.update(0)
-    return Picked(rows, selection, interrupted, seconds=seconds)
+    return Picked(rows, selection, interrupted, seconds=seconds, kept=[file.name for file in kept if file])
 
 
 def _log_plan(job: SelectionJob, plan: list[MergeLevel]) -> None:
@@ -91,9 +96,14 @@ def _select_partition(
     table: GradientTable,
     parts: list[Part],
     exclude: pa.Array | None,
+    kept: Part | None,
 ) -> tuple[pa.Table, Selection]:
+    if kept and (found := kept_picks(kept, request)):
+        return found
     torch.set_num_threads(threads)
     rows, selection = select_rows(table.read(parts, request.columns), request, reporter(counter), owned, exclude)
+    if kept:
+        keep_picks(kept, request, rows, selection)
     return rows, _without_indices(selection)
 
 

@@ -146,3 +146,4 @@ class Picked:
     interrupted: bool = False  # by Ctrl-C
     rounds: int | None = None  # of an exact search over shards
     seconds: Mapping[str, float] = field(default_factory=dict)  # how long each part of the work took
+    kept: Sequence[str] = ()  # files of the cache with the picks of its partitions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal, get_args
 
 from raydpp import runs
@@ -14,6 +14,7 @@ from raydpp.dpp.budget import Budget, count_of
 from raydpp.dpp.kernels import Kernel
 from raydpp.dpp.objective import Objective
 from raydpp.errors import UserError, checked_seed
+from raydpp.select.earlier import Earlier
 from raydpp.select.inputs import (
     Owned,
     SelectionJob,
@@ -27,6 +28,7 @@ from raydpp.select.inputs import (
     score_files,
     source_counts,
 )
+from raydpp.select.partition_cache import PartitionCache
 from raydpp.select.request import Request, parse_quotas, parse_score
 from raydpp.select.target import TARGET, TargetScore, check_targets, score_by_target
 from raydpp.storage import Folder, absolute
@@ -51,11 +53,14 @@ def select(
     keep_mix: float = 0.0,
     owned: list[str] | None = None,
     exclude: list[str] | None = None,
+    complete: str | None = None,
+    arrivals: bool = False,
     kernel: Literal["rbf", "cosine"] = "rbf",
     gamma: float | Literal["auto"] = "auto",
     ridge: float | None = None,
     quality_weight: float = 0.0,
     quality_scale: Literal["spread", "quantiles"] = "spread",
+    scales_from: str | None = None,
     quality: list[str] | None = None,
     scores: list[str] | None = None,
     target: list[str] | None = None,
@@ -70,6 +75,7 @@ def select(
     seed: int = 0,
     threshold: float = 0.95,
     partitions: int | None = None,
+    partition_cache: str | None = None,
     exact: bool = False,
     dry_run: bool = False,
     preview: bool = False,
@@ -104,6 +110,8 @@ def select(
         quality_scale: What quality is beside diversity: spread, each score standardised, and u the spread of log
             residuals at the budget, from a sample, so that 0.5 weighs both alike by any kernel; or quantiles, each
             score 0 to 1 between its 1 % and 99 % quantiles, and u one nat (Wang et al. 2024).
+        scales_from: An earlier selection (output folder of raydpp select) whose gamma, where it is auto, and whose
+            scale of quality hold here too, so that selections of a table that grows compare.
         quality: The columns of the table that say how good an example is, COLUMN or COLUMN=WEIGHT, a negative weight
             where less is better; each is standardised by its median and median absolute deviation. Default the
             response's length.
@@ -150,9 +158,16 @@ def select(
         owned: What you have already: output folders of raydpp extract or select, Parquet files, or files of ids. It
             counts as picked before the first pick, so that the selection completes it, and is not picked again.
         exclude: What is never to be picked, in the same forms.
+        complete: An earlier selection from this table (output folder of raydpp select) to complete: those of its picks
+            that are still in the table come first, and count in the budget. Its scales hold, as by --scales-from.
+        arrivals: Whether to pick only from files that the table did not have when --complete was selected: the cost is
+            that of what has come since, not of the whole table.
 
     Scale:
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
+        partition_cache: Folder where the picks of each partition are kept: of a table that has grown since, partitions
+            of the same files are not searched again by the same options. Partitions are then filled in the order in
+            which files came, with 65536 rows each.
         exact: Whether to search all partitions at once, in rounds, which gives the picks of one partition; each is kept
             in the memory of an actor. Killed, the same command resumes from the picks it had.
         oversample: How many times its share a partition picks; more loses less against exact greedy and costs more.
@@ -177,8 +192,11 @@ def select(
         corpus: Output folder of raydpp ingest to take the conversations from; default the one the table was made of.
     """
     lists = [urls or [] for urls in (owned, exclude, scores, target, checkpoints)]
-    given = [table, out, *itertools.chain(*lists), *([corpus] if corpus else [])]
-    table, out, corpus = absolute(table), absolute(out), absolute(corpus) if corpus else None
+    given = [table, out, *itertools.chain(*lists), *filter(None, (corpus, complete, scales_from, partition_cache))]
+    table, out = absolute(table), absolute(out)
+    corpus, complete, scales_from, partition_cache = (
+        absolute(url) if url else None for url in (corpus, complete, scales_from, partition_cache)
+    )
     owned, exclude, scores, target, checkpoints = ([absolute(url) for url in urls] for urls in lists)
     if target and not quality:
         quality = [TARGET]
@@ -198,6 +216,12 @@ def select(
     if target_score not in get_args(TargetScore):
         raise UserError(f"--target-score {target_score}: use one of {', '.join(get_args(TargetScore))}")
     checked_seed("--seed", seed)
+    if arrivals and not complete:
+        raise UserError("--arrivals are what has come since an earlier selection: name it with --complete")
+    if complete and (exact or method != "greedy" or preview):
+        raise UserError("--complete is for greedy in partitions: leave out --exact, --method and --preview")
+    if partition_cache and (partitions is not None or exact):
+        raise UserError("--partition-cache fills its own partitions: leave out --partitions and --exact")
     if target and quality_weight == 0 and method == "greedy" and not preview:
         raise UserError("--target counts by --quality-weight, which is 0: give one, such as 0.5, or 1 for the nearest")
     if checkpoints and target_score == "nearest":
@@ -221,12 +245,14 @@ def select(
         objective.kernel.check_budget(count, opened.dimension)
     asked = replace(budget, size=count, minimum={}, maximum={})
     request = Request(asked, objective, opened.column, cost=cost_column, oracle=oracle)
-    alone = not exact and len(partitioned(opened, partitions, exact, Here())) == 1
+    stable = partition_cache is not None
+    alone = not exact and len(partitioned(opened, partitions, exact, Here(), stable)) == 1
+    earlier = Earlier.at(complete or scales_from or "", objective.kernel) if complete or scales_from else None
     if dry_run:
         from raydpp.select.plan import estimate
 
         tasks = tasks_for("select", address, given, alone)
-        groups = partitioned(opened, partitions, exact, tasks)
+        groups = partitioned(opened, partitions, exact, tasks, stable)
         return estimate(SelectionJob(opened, groups, request, Owned.nothing(), "select", tasks), exact, oversample, out)
     corpus = corpus or opened.corpus
     corpus_run = runs.load_finished(["ingest"], Folder.at(corpus)) if corpus else None
@@ -236,6 +262,8 @@ def select(
         identity["target"] = [one.identity for one in targets]
     if elsewhere:
         identity["checkpoints"] = [one.identity for one in elsewhere]
+    if earlier:
+        identity["earlier"] = runs.identity(earlier.record)
     rows = opened.rows
     if preview:
         from raydpp.select.preview import SAMPLE
@@ -269,9 +297,12 @@ def select(
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
         if preview:
             opened = replace(opened, parts=opened.some_parts(SAMPLE))
+        full = opened
+        if arrivals and earlier:
+            opened = earlier.since(opened)
         named = [score.column for score in judged if not (target and score.column == TARGET)]
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
-        groups = partitioned(opened, partitions, exact, tasks)
+        groups = partitioned(opened, partitions, exact, tasks, stable)
         if targets:
             opened = score_by_target(tasks, [opened, *elsewhere], groups, aims, target_score)
         if tokens is not None and not preview:
@@ -280,10 +311,17 @@ def select(
         counted = (quality_weight > 0 or method == "quality" or compare or preview) and (
             quality or opened.has(cost_column)
         )
+        scales = earlier.scores(judged) if earlier and counted else None
+        if counted and scales is None:
+            scales = quality_scales(tasks, opened, judged, quality_scale == "quantiles")
+        if earlier:
+            objective = earlier.scaled(objective, gamma == "auto")
+        else:
+            objective = fit_objective(tasks, opened, objective, gamma == "auto", quality_scale == "spread", count)
         request = replace(
             request,
-            objective=fit_objective(tasks, opened, objective, gamma == "auto", quality_scale == "spread", count),
-            quality=quality_scales(tasks, opened, judged, quality_scale == "quantiles") if counted else (),
+            objective=objective,
+            quality=scales or (),
             budget=budget.in_counts(rows, [str(source) for source in counts]),
         )
         if keep_mix:
@@ -297,12 +335,21 @@ def select(
         wanted = "as many" if count is None else f"{count:,}"
         log.info("select: %s of %s examples, %d partition%s", wanted, f"{opened.rows:,}", shares, "s" * (shares > 1))
         log.info("select: %s", request.objective)
-        certificate = None
+        certificate, kept = None, None
         if method != "greedy":
             picked = pick_baselines(job, [Choice(method, seed, threshold)])[method]
         else:
             record = Part(run.out, "rounds/picks.parquet")
-            picked, certificate = greedy(job, record, exact=exact, oversample=oversample, certified=certify)
+            kept = earlier.picks(full, job) if complete and earlier else None
+            search = kept.rest(job) if kept else job
+            if search and partition_cache:
+                known = [identity.get("target"), identity.get("checkpoints"), *map(digest, files)]
+                cache = PartitionCache.at(partition_cache, search.given.excluded.to_pylist(), known)
+                search = replace(search, cache=cache)
+            if search:
+                picked, certificate = greedy(search, record, exact=exact, oversample=oversample, certified=certify)
+            if kept:
+                picked = kept.joined(picked if search else None)
         chosen = picked.rows
         if not len(chosen):
             why = picked.selection.stopped or "the budget is too small for any example"
@@ -358,11 +405,15 @@ def select(
             "rows": len(chosen),
             "partitions": shares,
             "owned": have.count,
+            "kept": len(kept.rows) if kept else 0,
             "owned_unknown": have.unknown,
         },
         "log_det": log_det,
         "gamma": request.objective.kernel.gamma if kernel == "rbf" else None,
         "quality_unit": request.objective.quality_unit,
+        "quality": [asdict(score) for score in request.quality],
+        "table_files": {part.name: part.rows for part in full.parts},
+        "partition_cache": list(picked.kept),
         "rounds": picked.rounds,
         "seconds": {part: round(took, 1) for part, took in seconds.items()},
         "certificate": certificate and certificate.facts,
