@@ -41,6 +41,10 @@ COMMANDS = {
     "select": ("raydpp.select.stage", "a table of gradients -> the subset worth training on (greedy MAP of a DPP)"),
     "cut": ("raydpp.select.cut", "a selection -> the selection for a smaller budget, without a new search"),
     "measure": ("raydpp.measure.stage", "tables of gradients, selections -> how diverse they are, and a report"),
+    "refresh": (
+        "raydpp.refresh.stage",
+        "raw files that come, change and go -> new versions of a selection",
+    ),
     "demo": ("raydpp.demo", "all of these on real conversations and a real model, offline, in a few minutes"),
 }
 """By name: the module that has a function of that name, and a line of help."""
@@ -235,9 +239,10 @@ def _described(kind: Any) -> str:
     choices = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    names = {dict: "options by name", int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    found = [typing.get_origin(one) or one for one in (kind, *choices)]
     words = [_described(one) for one in choices if typing.get_origin(one) is typing.Literal]
-    return " or ".join([[name for one, name in names.items() if one in (kind, *choices)][-1], *words])
+    return " or ".join([[name for one, name in names.items() if one in found][-1], *words])
 
 
 def _flag(name: str) -> str:

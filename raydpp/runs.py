@@ -27,6 +27,8 @@ SUCCESS = "_SUCCESS"
 RECORD = "run.json"
 INTERRUPTED = "interrupted"
 PREVIEW = "preview.html"
+LEASE = "lease.json"
+TO_COME = frozenset({PREVIEW, LEASE})
 """What may be in the folder of a run to come."""
 
 EXECUTION = frozenset(
@@ -135,11 +137,11 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
     names = out.names()
     if names is None and Folder.holding(out.url)[0].has(last_name(out.url)):
         raise UserError(f"--out {out} is a file: name a folder")
-    if names and names != [PREVIEW]:
+    if names and not TO_COME.issuperset(names):
         old = _read_record(out)
         if old is None:
-            raise UserError(f"--out {out} exists and is not a raydpp run: name another folder")
-        untouched = set(names) <= {RECORD, PREVIEW}  # a mistake was found before any work was done: nothing is lost
+            raise _foreign(out)
+        untouched = set(names) <= {RECORD, *TO_COME}  # a mistake was found before any work was done: nothing is lost
         if not untouched and (difference := _difference(old, record)):
             raise _another_run(out, difference)
         if SUCCESS in names and not lost(old, out):
@@ -169,6 +171,12 @@ def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: S
     if old["inputs"] == record["inputs"] and SUCCESS in names and not lost(old, out):
         return Run(out, old, _repeated(out, old))
     return Run(out, record, old=old)
+
+
+def refuse_foreign(out: Folder) -> None:
+    """UserError where the folder holds something that is no run's."""
+    if not TO_COME.issuperset(out.names() or ()) and _read_record(out) is None:
+        raise _foreign(out)
 
 
 def require_owner(out: Folder, owner: str) -> None:
@@ -201,6 +209,10 @@ def lost(record: Mapping[str, Any], folder: Folder) -> str | None:
 def _data_files(out: Folder) -> list[str]:
     """The data files in the folders of a run."""
     return [name for name in out.files() if "/" in name and name.endswith(_DATA)]
+
+
+def _foreign(out: Folder) -> UserError:
+    return UserError(f"--out {out} exists and is not a raydpp run: name another folder")
 
 
 def _another_run(out: Folder, difference: str) -> UserError:

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = {"ingest", "warmup", "extract", "select", "measure"}
+STAGES = {"ingest", "warmup", "extract", "select", "measure", "refresh"}
 MAY_USE = {
     "measure": {"select"},
     "select": {"ingest"},
     "warmup": {"extract"},
+    "refresh": STAGES,
     "demo": STAGES,
 }  # a stage, and the other ones it is made of
 WITH_RAY = {

@@ -199,7 +199,8 @@ def extract(
     job = ExtractJob(source.below("corpus"), run.out, owner, extractor, masking, schema, plan)
     remove_partial_files(run.out)
     before = scan_output(run.out)
-    if prune and (dropped := drop_absent(chosen, run.out)):
+    dropped = drop_absent(chosen, run.out) if prune else 0
+    if dropped:
         log.info("extract: %d examples that the corpus does not have any more were deleted", dropped)
         before = scan_output(run.out)
     log.info("extract: %d conversations of %s, %s", chosen.rows, corpus, plan)
@@ -230,7 +231,7 @@ def extract(
     return run.finish(
         summary,
         corpus=corpus,
-        counts={"in": chosen.rows, **counts},
+        counts={"in": chosen.rows, **counts, "dropped": dropped},
         fidelity=fidelity_found and asdict(fidelity_found),
         learning_rate=learning_rate(adapter),
         timings={"seconds": round(seconds, 3), "tokens_per_second": rate, "padding": waste, **session},

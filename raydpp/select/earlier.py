@@ -91,8 +91,11 @@ class Kept:
     log_gains: Sequence[float]
     owned: Owned
 
-    def rest(self, job: SelectionJob) -> SelectionJob | None:
-        """The job with what is left of its budget; None where nothing is."""
+    def search(self, job: SelectionJob, beside: bool = False) -> SelectionJob | None:
+        """The job given these picks, with what they leave of its budget, or ``beside`` them with all of it; None where
+        nothing is left."""
+        if beside:
+            return replace(job, given=self.owned)
         budget, k = job.request.budget, len(self.rows)
         counts = Counter(self.rows["source"].to_pylist()) if "source" in self.rows.column_names else Counter[str]()
         minimum, maximum = (

@@ -160,8 +160,8 @@ def select(
         exclude: What is never to be picked, in the same forms.
         complete: An earlier selection from this table (output folder of raydpp select) to complete: those of its picks
             that are still in the table come first, and count in the budget. Its scales hold, as by --scales-from.
-        arrivals: Whether to pick only from files that the table did not have when --complete was selected: the cost is
-            that of what has come since, not of the whole table.
+        arrivals: Whether to pick only from files that the table did not have when --complete was selected, and to let
+            the budget count these picks alone: a daily selection, whose cost is that of what has come since.
 
     Scale:
         partitions: How many partitions; default one for every 65536 rows. At most the number of the table's files.
@@ -236,7 +236,10 @@ def select(
     budget = Budget(size, tokens, least, most, min_log_gain)
     if not 0.0 <= keep_mix <= 1.0:
         raise UserError(f"--keep-mix {keep_mix:g}: give a part of each source's share, from 0 to 1")
-    opened = open_table(table, feature_column)
+    full = opened = open_table(table, feature_column)
+    earlier = Earlier.at(complete or scales_from or "", objective.kernel) if complete or scales_from else None
+    if arrivals and earlier:
+        opened = earlier.since(full)
     targets = [open_table(url, opened.column) for url in target]
     elsewhere = [open_table(url, opened.column) for url in checkpoints]
     aims = check_targets(opened, targets, elsewhere)
@@ -247,7 +250,6 @@ def select(
     request = Request(asked, objective, opened.column, cost=cost_column, oracle=oracle)
     stable = partition_cache is not None
     alone = not exact and len(partitioned(opened, partitions, exact, Here(), stable)) == 1
-    earlier = Earlier.at(complete or scales_from or "", objective.kernel) if complete or scales_from else None
     if dry_run:
         from raydpp.select.plan import estimate
 
@@ -297,9 +299,6 @@ def select(
             log.warning("select: %d of the ids owned are in no table: they cannot be taken into account", have.unknown)
         if preview:
             opened = replace(opened, parts=opened.some_parts(SAMPLE))
-        full = opened
-        if arrivals and earlier:
-            opened = earlier.since(opened)
         named = [score.column for score in judged if not (target and score.column == TARGET)]
         opened = join_scores(tasks, opened, files, [*named, cost_column], have.excluded)
         groups = partitioned(opened, partitions, exact, tasks, stable)
@@ -341,7 +340,7 @@ def select(
         else:
             record = Part(run.out, "rounds/picks.parquet")
             kept = earlier.picks(full, job) if complete and earlier else None
-            search = kept.rest(job) if kept else job
+            search = kept.search(job, arrivals) if kept else job
             if search and partition_cache:
                 known = [identity.get("target"), identity.get("checkpoints"), *map(digest, files)]
                 cache = PartitionCache.at(partition_cache, search.given.excluded.to_pylist(), known)
@@ -413,6 +412,7 @@ def select(
         "quality_unit": request.objective.quality_unit,
         "quality": [asdict(score) for score in request.quality],
         "table_files": {part.name: part.rows for part in full.parts},
+        "sources": counts,
         "partition_cache": list(picked.kept),
         "rounds": picked.rounds,
         "seconds": {part: round(took, 1) for part, took in seconds.items()},

@@ -65,7 +65,7 @@ def test_only_what_has_come_since_is_read(tmp_path: Path, monkeypatch: pytest.Mo
     table = make_table(tmp_path, 200, 4)
     first = select(table, str(tmp_path / "first"), 20, gamma=1.0, redundancy="never")
     with pytest.raises(UserError, match=r"nothing has come to table\.parquet since"):
-        select(table, str(tmp_path / "none"), 25, complete=first.out, arrivals=True)
+        select(table, str(tmp_path / "none"), 5, complete=first.out, arrivals=True)
     came = grow(table, 60, 1)
     searched: list[int] = []
     select_rows = partition_merge.select_rows
@@ -75,7 +75,7 @@ def test_only_what_has_come_since_is_read(tmp_path: Path, monkeypatch: pytest.Mo
         return select_rows(rows, *more)
 
     monkeypatch.setattr(partition_merge, "select_rows", noting)
-    second = select(table, str(tmp_path / "second"), 30, complete=first.out, arrivals=True, redundancy="never")
+    second = select(table, str(tmp_path / "second"), 10, complete=first.out, arrivals=True, redundancy="never")
     assert searched == [60]
     assert picks(second)[:20] == picks(first)
     added = picks(second)[20:]
