@@ -37,13 +37,15 @@ def refusing(model: str, folder: Path, condition: str, message: str) -> str:
 
 
 class Fake:
-    """An extractor without a model: every example becomes the same unit vector."""
+    """An extractor without a model: every example becomes a unit vector drawn by its tokens."""
 
     def __init__(self, dimension: int) -> None:
         self._dimension = dimension
 
     def __call__(self, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
-        features = np.eye(1, self._dimension, dtype=np.float32).repeat(len(examples), 0)  # (n, D)
+        seeds = (np.asarray(example.ids, np.uint32) for example in examples)
+        features = np.array([np.random.default_rng(seed).normal(size=self._dimension) for seed in seeds], np.float32)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)  # (n, D)
         ones = np.ones(len(examples), np.float32)
         return ExampleFeatures(features, ones, ones, None, [None] * len(examples), sum(len(e.ids) for e in examples))
 
@@ -62,7 +64,12 @@ class Deadly:
 
 
 def faulty(
-    log: Path, deadly: int | None = None, dies_once: bool = False, gate: Path | None = None, free: int = 0
+    log: Path,
+    deadly: int | None = None,
+    dies_once: bool = False,
+    gate: Path | None = None,
+    free: int = 0,
+    seconds: float = 0.0,
 ) -> type[FeatureActor]:
     """A FeatureActor with a Fake that notes the ids it begins with, dies, and stands still.
 
@@ -72,6 +79,7 @@ def faulty(
         dies_once: Whether the actor dies on the first unit of all, before it does anything.
         gate: A file; while there is none, an actor stops in the middle of the unit after the first ``free`` ones, and
             notes its node and process in LOG.waiting.
+        seconds: The time it takes for a unit, of which it notes its process in LOG.at.
     """
 
     class Faulty(FeatureActor):
@@ -95,6 +103,9 @@ def faulty(
                 append(log.with_suffix(".waiting"), [f"{ray.get_runtime_context().get_node_id()} {os.getpid()}"])
                 while not gate.exists():
                     time.sleep(0.02)
+            if seconds:
+                append(log.with_suffix(".at"), [str(os.getpid())])
+                time.sleep(seconds)
             return super().__call__(table)
 
     return Faulty
@@ -120,6 +131,7 @@ def faulty_shard(log: Path, seconds: float = 0.0, dies_in: int = 0, deaths: int 
             with log.open("a") as stream:
                 node = ray.get_runtime_context().get_node_id()
                 stream.write(f"{self._number} {update.number} {os.getpid()} {node}\n")
+            append(log.with_suffix(".at"), [str(os.getpid())])
             time.sleep(seconds)
             answer = super().advance(setup, update, own)
             for marker in (log.with_suffix(f".died{death}") for death in range(deaths)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from raydpp import runs
@@ -94,7 +94,7 @@ def refresh(
         raise UserError(f"--retain {retain}: at least the latest version is kept")
     if add is not None and (keep or size is not None or add < 1):
         raise UserError(f"--add {add}: give a whole number above 0, and neither --keep nor --size beside it")
-    typed = {stage.__name__: checked(stage, options[stage.__name__]) for stage in (run_ingest, run_extract, run_select)}
+    typed = {name: checked(name, given_here) for name, given_here in options.items()}
     if size is None and add is None and not {"tokens", "min_log_gain"} & typed["select"].keys():
         raise UserError("no budget: give --size or --add, or tokens or min_log_gain in --select")
     what = {name: config[name] for name in ("model", "size", "keep", "add", "ingest", "extract", "select")}
@@ -121,15 +121,14 @@ def refresh(
             versions.changes(name).write_json("made_from.json", made_from)
             runs.require_owner(run.out, run.record["owner"])
             versions.publish(name)
-            PartitionCache(folder.below(PARTITIONS), "").keep_only(chosen.record["partition_cache"])
         return _finish(run, versions, retain, read, table, address)
 
 
-def checked(stage: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a stage with the types of its parameters; those that refresh gives itself are refused."""
-    from raydpp.cli import stage_parser
+    from raydpp.cli import find_stage, stage_parser
 
-    name = stage.__name__
+    stage = find_stage(name)
     if own := sorted(_OWN[name] & options.keys()):
         raise UserError(f"{own[0]} among the options of {name}: refresh gives it itself")
     if unknown := sorted(options.keys() - inspect.signature(stage).parameters.keys()):
@@ -190,6 +189,8 @@ def _finish(
     cost = {"new conversations": done["rows"] + done["rejects"], "tokens": done["tokens"]}
     changes = compare_versions(versions, cost, address)
     versions.retain(retain)
+    made = runs.load_finished(["select"], versions.folder(changes.version))
+    PartitionCache(run.out.below(PARTITIONS), "").keep_only(made["partition_cache"])
     facts = {"version": changes.version, "left": left, "erased": erased, "cost": cost}
     summary = (
         f"refresh: version {changes.version}, {changes.rows:,} examples, {len(changes.added):,} added,"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,11 @@ from raydpp.extract.workers import ExtractJob, FeatureActor, tokenize_first, tok
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer
 from raydpp.gradients.tokenization import TokenizedExample
+from raydpp.ingest.stage import ingest
+from raydpp.select.stage import select
 from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, gradient_schema, parquet_parts, write_table
+from tests.conftest import WORDS, write_rows
 from tests.faults import Deadly, Fake, faulty, refusing
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the model's process cannot import tests
@@ -253,6 +257,43 @@ def test_a_node_that_goes_costs_nothing(corpus: str, tiny_model: str, tmp_path: 
     assert not rejects
     begun = (tmp_path / "log").read_text().split()
     assert len(begun) > len(set(begun))  # what was at work on the node was begun again
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cluster_without_workers_gets_them_and_gives_them_back(corpus: str, tiny_model: str, tmp_path: Path) -> None:
+    printed = run_script("autoscaled.py", corpus, tmp_path, tiny_model)
+    history = json.loads(printed.rpartition("workers: ")[2])
+    assert (history[0], max(history), history[-1]) == (0, 2, 0)
+    assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
+    plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
+    assert (plan["gpus"], plan["least"], plan["most"]) == (1.0, 1, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_nodes_and_actors_that_die_all_the_time_cost_no_row_and_change_no_pick(
+    cluster: None, tiny_model: str, tmp_path: Path
+) -> None:
+    words = WORDS.split()
+    rows = [
+        {"prompt": f"what is {words[n % 22]} {words[n // 22 % 22]}", "completion": " ".join(words[n // 484 : 12])}
+        for n in range(3_200)
+    ]
+    large = ingest([write_rows(tmp_path / "raw.jsonl", rows)], str(tmp_path / "corpus")).out
+    printed = run_script("soak.py", large, tmp_path, tiny_model)
+    print(printed)
+    kept, rejects = found_in(str(tmp_path / "out"))
+    assert sorted(kept) == all_ids(large)
+    assert len(kept) == 3_200
+    assert not rejects
+    for work in ("extract", "exact"):
+        deaths = re.search(rf"^{work}: .*'nodes': (\d+)", printed, re.MULTILINE)
+        assert deaths
+        assert int(deaths[1]) > 1
+    alone = select(str(tmp_path / "out"), str(tmp_path / "alone"), 200, partitions=1, redundancy="never").out
+    found = [pq.read_table(Path(out) / "selection")["id"].to_pylist() for out in (tmp_path / "subset", alone)]
+    assert found[0] == found[1]
 
 
 def run_script(name: str, corpus: str, folder: Path, model: str) -> str:
