@@ -262,6 +262,8 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray makes a token for a cluster of its own and warns about it; nobody has to do anything.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    from unittest import mock
+
     import ray
 
     if not ray.is_initialized():
@@ -274,12 +276,16 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
         try:
             if found[1]:  # Ray itself would try for many minutes
                 socket.create_connection((found[1], int(found[2])), timeout=10).close()
-            ray.init(
-                address=target or "local",
-                include_dashboard=None if target else False,  # nine processes and a port that nobody asked for
-                logging_level=logging.WARNING,
-                log_to_driver=False,
-            )
+            own = target in ("", "local")
+            constants = ray._private.ray_constants
+            # All ports of a cluster of one's own are on loopback, as Ray has it on macOS and Windows anyway.
+            with mock.patch.object(constants, "ENABLE_RAY_CLUSTER", constants.ENABLE_RAY_CLUSTER and not own):
+                ray.init(
+                    address=target or "local",
+                    include_dashboard=None if target else False,  # nine processes and a port that nobody asked for
+                    logging_level=logging.WARNING,
+                    log_to_driver=False,
+                )
         except (OSError, OverflowError) as error:
             raise UserError(f"no Ray cluster answers at {target}: {error}") from error
         except RuntimeError as error:

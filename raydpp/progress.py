@@ -10,9 +10,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from raydpp.report.table import visible
+
 
 def progress_bar(stage: str, total: int | None, unit: str) -> Any:
     """A bar on a terminal; off a terminal (a job's log, a file) a line every ten seconds at the most."""
+    stage = visible(stage)  # it may name a table
     if sys.stderr.isatty():
         return tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2)
     return tqdm(total=total, desc=stage, unit=f" {unit}", file=_Lines(), mininterval=10, ascii=True, ncols=100)

@@ -185,9 +185,20 @@ def counted(part: Part) -> Part:
     """The same file with its number of rows and its schema, read from its footer."""
     try:
         found = pq.read_metadata(part.name, filesystem=part.folder.system)
-        return replace(part, rows=found.num_rows, footer=found.schema.to_arrow_schema())
+        footer = found.schema.to_arrow_schema()
+        require_plain(footer)
+        return replace(part, rows=found.num_rows, footer=footer)
     except pa.ArrowException as error:
         raise UserError(f"{part} is not a readable Parquet file: {error}") from error
+
+
+def require_plain(schema: pa.Schema) -> None:
+    """ArrowInvalid where a column, at any depth, holds Python objects as Ray Data pickles them.
+
+    Where Ray Data is loaded, to read one is to unpickle it, which runs what its writer put there.
+    """
+    if b"ray.data.arrow_pickled_object" in schema.serialize().to_pybytes():
+        raise pa.ArrowInvalid("it holds pickled Python objects, which can run code: write plain columns")
 
 
 def partition_files(parts: Sequence[Part], count: int) -> list[list[Part]]:

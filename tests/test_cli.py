@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from jsonargparse import Namespace
 
@@ -183,6 +184,20 @@ def test_names_never_reach_the_terminal_raw(capsys: pytest.CaptureFixture[str]) 
     assert not set(capsys.readouterr().out) & set("\x1b\x9b\x07\u2066")
 
 
+def test_what_rows_hold_is_said_to_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [{"role": "user", "content": "SECRET"}, {"role": "assistant", "content": "SECRET"}]
+    rows = [turns, turns[:1], "SECRET", [{"role": "SECRET", "content": "x"}], [{"role": "user", "content": ["SECRET"]}]]
+    lines = [json.dumps({"messages": row}) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"messages": SECRET']))
+    (tmp_path / "b.csv").write_text('prompt,completion\nSECRET,SECRET\n"SECRET,x\n')
+    (tmp_path / "c.json").write_text('[{"prompt": "SECRET", "completion": "b"}, SECRET]')
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.csv", "c.json")]
+    assert main(["ingest", *files, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr()
+    assert "10 rows in = 2 kept + 1 duplicates + 7 rejects" in said.out
+    assert "SECRET" not in said.out + said.err
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -229,6 +244,11 @@ def test_a_signal_ends_a_stage_in_words(number: int, on: str, code: int) -> None
     ) as process:
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
+        if on == "ray":  # of a cluster of one's own nothing listens to the network
+            running = psutil.Process(process.pid).children(recursive=True)
+            sockets = [one for child in running for one in child.net_connections("inet") if one.status == "LISTEN"]
+            assert len(sockets) > 3
+            assert all("127.0.0.1" in one.laddr.ip for one in sockets)
         process.send_signal(number)
         time.sleep(0.3)
         process.send_signal(number)

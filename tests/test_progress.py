@@ -17,6 +17,12 @@ def test_off_a_terminal_a_bar_is_lines(capsys: pytest.CaptureFixture[str]) -> No
     assert "7/7" in said.splitlines()[-1]
 
 
+def test_a_name_in_a_title_is_not_obeyed_by_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("measure: \x1b[2J\u202e", 7, "picks") as bar:
+        bar.update(7)
+    assert "measure: \ufffd[2J\ufffd: " in capsys.readouterr().err
+
+
 def test_on_a_terminal_it_moves_in_its_place(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

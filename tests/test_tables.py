@@ -124,6 +124,13 @@ def test_a_file_whose_pages_are_torn_is_named(tmp_path: Path) -> None:
         part.read(["id"])
 
 
+def test_a_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:
+    field = pa.field("messages", pa.large_binary(), metadata={"ARROW:extension:name": "ray.data.arrow_pickled_object"})
+    pq.write_table(pa.table([["a"], [b"x"]], pa.schema([("id", pa.string()), field])), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable .*pickled Python objects, which can run code"):
+        parquet_parts(Folder.at(str(tmp_path)))
+
+
 def test_missing_empty_and_broken_tables_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no table"):
         parquet_parts(Folder.at(tmp_path / "nowhere"))

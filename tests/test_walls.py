@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -84,6 +85,51 @@ def test_ray_is_imported_where_the_tree_says_so_and_nowhere_else() -> None:
 def test_no_import_leads_back_to_where_it_came_from() -> None:
     graph = {name: {other for other in imports(name) if other in MODULES} for name in MODULES}
     TopologicalSorter(graph).prepare()
+
+
+def unsafe(source: str) -> list[str]:
+    """The calls in a module's text that may run what a file holds."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        named = [ast.unparse(call.func), *(ast.unparse(one) for one in call.args[:1])]  # functools.partial's too
+        if any(name.endswith((".from_pretrained", ".from_config")) for name in named) and "PeftModel" not in named[0]:
+            wanted = None in given or ast.unparse(given.get("trust_remote_code", ast.Constant(None))) == "False"
+        elif named[0] == "torch.load":
+            wanted = ast.unparse(given.get("weights_only", ast.Constant(None))) == "True"
+        elif named[0] == "yaml.load":
+            wanted = len(call.args) == 2 and ast.unparse(call.args[1]) == "_Loader"
+        else:
+            risky = r"eval|exec|yaml\.(unsafe|full)_load|(\w+\.)*(\w*pickle|joblib|np|numpy)\.loads?"
+            wanted = not re.fullmatch(risky, named[0])
+        if not wanted:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_nothing_that_a_user_names_is_run() -> None:
+    found = {name: calls for name, path in MODULES.items() if (calls := unsafe(path.read_text()))}
+    # between a process and the child that it starts
+    assert found == {"raydpp.extract.isolation": ["cloudpickle.loads(load)"]}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "AutoModel.from_pretrained(name)",
+        "functools.partial(kind.from_pretrained, name, trust_remote_code=True)",
+        "AutoConfig.from_config(config, trust_remote_code=trust)",
+        "torch.load(file)",
+        "torch.load(file, weights_only=False)",
+        "yaml.load(text)",
+        "yaml.load(text, yaml.Loader)",
+        "pickle.load(file)",
+        "np.load(file)",
+        "eval(text)",
+    ],
+)
+def test_what_would_run_is_seen(call: str) -> None:
+    assert unsafe(call)
 
 
 def test_the_walls_can_be_hit() -> None:

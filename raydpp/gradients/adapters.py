@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raydpp.errors import UserError
 from raydpp.gradients.config import Adapter
+from raydpp.gradients.model import no_pickles
 
 log = logging.getLogger(__name__)
 
@@ -142,14 +143,22 @@ def _fresh(model: nn.Module, adapter: Adapter) -> list[TargetLayer]:
     ]
 
 
+_CONVERT = (
+    "import torch; from safetensors.torch import save_file;"
+    ' save_file(torch.load(d + "/adapter_model.bin", "cpu", weights_only=True), d + "/adapter_model.safetensors")'
+)
+
+
 def _trained(model: nn.Module, adapter: Adapter) -> tuple[nn.Module, list[TargetLayer]]:
     from peft import PeftModel
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_pickles(adapter.kind, _CONVERT):
             warnings.simplefilter("ignore", FutureWarning)  # PEFT's own use of transformers
             warnings.filterwarnings("error", message="Found missing adapter keys")  # it would draw them at random
             adapted = PeftModel.from_pretrained(model, adapter.kind, is_trainable=True)
+    except UserError:
+        raise
     except Exception as error:  # PEFT raises OSError, ValueError, RuntimeError, hub errors ... for a bad name
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections import Counter
@@ -55,7 +57,8 @@ def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.M
 def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: str = "") -> nn.Module:
     import torch
 
-    with _loading(name, "model"):
+    convert = f"from transformers import {kind.__name__} as M; M.from_pretrained(d).save_pretrained(d)"
+    with _loading(name, "model"), no_pickles(name, convert):
         wanted = getattr(torch, resolve_dtype(dtype, device.type))
         # transformers takes SDPA (flash attention on a GPU) wherever the model has it
         load = functools.partial(
@@ -198,6 +201,25 @@ def _loading(name: str, what: str) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def no_pickles(name: str, convert: str) -> Iterator[None]:
+    """UserError where a model or an adapter has its weights as pickles alone, which can hold code: torch reads none.
+
+    Args:
+        name: A folder or a Hugging Face name.
+        convert: Python that writes them as safetensors into the folder d.
+    """
+    folder = name if Path(name).expanduser().exists() else name.rpartition("/")[2]
+    fetch = "" if folder == name else f"hf download {shlex.quote(name)} --local-dir {shlex.quote(folder)} && "
+    command = f"{fetch}python -c {shlex.quote(f'd = {json.dumps(folder)}; {convert}')}"
+    refused = UserError(
+        f"the weights of {name!r} are pickles (.bin), which can run code, and are not read; if you trust who wrote"
+        f" them, convert them into safetensors, once: {command}" + (f", and give {folder}" if fetch else "")
+    )
+    with mock.patch("torch.load", side_effect=refused):
+        yield
+
+
 def revision(name: str) -> str:
     """What exactly the name stood for: a hub commit, or a local model's hash."""
     if Path(name).expanduser().exists():
@@ -256,13 +278,13 @@ def _convert_gguf(source: Path, target: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"gguf_file": source.name}
+    options: dict[str, Any] = {"gguf_file": source.name, "trust_remote_code": False}  # files beside it may ask for it
     # Configuration, tokenizer and weights each parse the whole vocabulary, which takes most of the time: once will do.
     with mock.patch.object(gguf, "GGUFReader", functools.cache(gguf.GGUFReader)):
         config = AutoConfig.from_pretrained(source.parent, **options)
         AutoTokenizer.from_pretrained(source.parent, **options).save_pretrained(target)
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            plain = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.parent, config=config, dtype=torch.float32, output_loading_info=True, **options
         )

@@ -63,7 +63,7 @@ def adam_scales(model: nn.Module, layers: Sequence[TargetLayer], checkpoint: str
 
     file = moments_file(checkpoint)
     try:
-        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # a pickle, of which no code is run
         groups = [group for group in held["param_groups"] if group["params"]]
         named = [name for group in groups for name in group.get("param_names", group["params"])]
         found = [(held["state"][key], group) for group in groups for key in group["params"]]

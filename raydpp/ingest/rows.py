@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydpp.ingest.json_stream import MAX_RECORD, BrokenJson, is_utf8, read_records
+from raydpp.tables import require_plain
 
 COLUMNAR = (".parquet", ".arrow")  # compressed inside, if at all
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", *COLUMNAR)
@@ -175,6 +176,7 @@ def _csv_rows(stream: io.BufferedReader, delimiter: str) -> Iterator[RawRow]:
 
 def _parquet_rows(source: io.RawIOBase) -> Iterator[RawRow]:
     file = pq.ParquetFile(source)
+    require_plain(file.schema_arrow)
     groups = range(file.num_row_groups)  # one by one: a batch does not reach into a damaged group
     return _batch_rows(chain.from_iterable(file.iter_batches(_BATCH, row_groups=[group]) for group in groups))
 
@@ -188,7 +190,8 @@ def _arrow_rows(source: io.RawIOBase) -> Iterator[RawRow]:
         whole = pa.ipc.open_file(file)
         batches = map(whole.get_batch, range(whole.num_record_batches))
     else:
-        batches = pa.ipc.open_stream(file)
+        whole = batches = pa.ipc.open_stream(file)
+    require_plain(whole.schema)
     pieces = (batch.slice(start, _BATCH) for batch in batches for start in range(0, batch.num_rows, _BATCH))
     return _batch_rows(pieces)
 

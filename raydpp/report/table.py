@@ -68,7 +68,9 @@ class Table:
             # What names a row gives way last; what does not fit goes on in the next line.
             longest = max((len(row[0]) for row in cells), default=0) if place == 0 else 0
             width = min(longest, _NAME_WIDTH)
-            table.add_column(heading, justify="right" if numeric else "left", overflow="fold", min_width=width)
+            table.add_column(
+                Text(visible(heading)), justify="right" if numeric else "left", overflow="fold", min_width=width
+            )
         for row in cells:
             table.add_row(*map(Text, row))  # names may hold what rich takes for its markup
         return table

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,25 @@ def test_what_is_no_adapter_of_this_model_is_refused(
     of_another_width = saved_adapter(model_folder("llama"))
     with pytest.raises(UserError, match="could not be loaded"):
         attached(tiny_model, Adapter(of_another_width))
+
+
+def test_an_adapter_that_is_a_pickle_is_refused_with_the_command_that_converts_it(
+    model_folder: Build, saved_adapter: Build
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = model_folder("llama")
+    adapter = Path(saved_adapter(folder))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(weights, adapter / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"are pickles \(.bin\)") as caught:
+        attached(folder, Adapter(str(adapter)))
+    exec(shlex.split(str(caught.value).partition("once: ")[2])[2], {})
+    model, _ = attached(folder, Adapter(str(adapter)))
+    held = dict(model.named_parameters())
+    for name, weight in weights.items():
+        assert torch.equal(held[name.replace(".weight", ".default.weight")], weight)
 
 
 def test_an_adapter_that_lacks_some_of_the_models_layers_is_refused(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from raydpp.gradients.model import (
     load_tokenizer,
     local_model,
     longest_input,
+    no_pickles,
     revision,
     vocabulary_size,
     weights_digest,
@@ -154,12 +156,56 @@ def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
     folder = tmp_path / "m"
     shutil.copytree(model_folder("llama"), folder)
     config = json.loads((folder / "config.json").read_text())
-    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    names = {name: f"own.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForCausalLM")}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    tokenizer = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
-    for load in (load_config, lambda name: load_model(name, CPU)):
-        with pytest.raises(UserError, match=r"could not be loaded: .*custom code"):
+    for load in (load_config, load_tokenizer, lambda name: load_model(name, CPU), lambda name: load_encoder(name, CPU)):
+        with pytest.raises(UserError, match=r"could not be loaded: .*custom code") as caught:
             load(str(folder))
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def pickled(source: str, target: Path, **settings: str) -> str:
+    """A copy of a model's folder whose weights are a pickle, as older ones are."""
+    from safetensors.torch import load_file
+
+    shutil.copytree(source, target)
+    weights = load_file(target / "model.safetensors")
+    torch.save(weights, target / settings.get("transformers_weights", "pytorch_model.bin"))
+    (target / "model.safetensors").unlink()
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | settings))
+    return str(target)
+
+
+@pytest.mark.parametrize(("architecture", "load"), [("llama", load_model), ("bert", load_encoder)])
+def test_weights_that_are_pickles_alone_are_refused_with_the_command_that_converts_them(
+    architecture: str, load: Callable[..., Any], model_folder: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder = pickled(model_folder(architecture), tmp_path / "it's a $model")
+    with pytest.raises(UserError, match=r"are pickles \(.bin\), which can run code, and are not read") as caught:
+        load(folder, CPU)
+    python, flag, code = shlex.split(str(caught.value).partition("once: ")[2])
+    assert (python, flag) == ("python", "-c")
+    exec(code, {})
+    expected, found = load(model_folder(architecture), CPU), load(folder, CPU)
+    assert all(torch.equal(one, other) for one, other in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+def test_a_configuration_cannot_ask_for_a_pickle(model_folder: Callable[[str], str], tmp_path: Path) -> None:
+    folder = pickled(model_folder("llama"), tmp_path / "m", transformers_weights="adapter_model.bin")
+    with pytest.raises(UserError, match="are pickles"):
+        load_model(folder, CPU)
+
+
+def test_of_a_name_the_command_fetches_the_files_first() -> None:
+    said = r"once: hf download org/m --local-dir m && python -c 'd = \"m\"; c', and give m$"
+    with pytest.raises(UserError, match=said), no_pickles("org/m", "c"):
+        torch.load("m")
 
 
 def test_the_vocabulary_is_that_of_the_text_model(model_folder: Callable[[str], str]) -> None:

@@ -4,7 +4,9 @@ import bz2
 import gzip
 import io
 import json
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +50,38 @@ def outcome(rows: list[RawRow]) -> list[tuple[int, Any]]:
     """Each row's number with its value, or else its reason."""
     assert all((row.value is None) != (row.reason is None) for row in rows)
     return [(row.row, row.reason if row.value is None else row.value) for row in rows]
+
+
+class Trap:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_pickled_objects_are_not_read(name: str, nested: bool, tmp_path: Path) -> None:
+    # Ray Data, where it is loaded, unpickles them as it makes rows of them: nobody's file may run code
+    from ray.data.extensions import ArrowPythonObjectType
+
+    kind = ArrowPythonObjectType()
+    column = pa.ExtensionArray.from_storage(kind, pa.array([pickle.dumps(Trap(tmp_path / "ran"))], kind.storage_type))
+    table = pa.table({"a": pa.StructArray.from_arrays([column], ["b"]) if nested else column})
+    sink = io.BytesIO()
+    if name == "a.parquet":
+        pq.write_table(table, sink)
+    else:
+        with (pa.ipc.new_file if name == "file.arrow" else pa.ipc.new_stream)(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(DAMAGE, match="pickled Python objects, which can run code"):
+        read(sink.getvalue(), name)
+    assert not (tmp_path / "ran").exists()
+    table.to_pylist()
+    assert (tmp_path / "ran").exists()  # the trap is one
 
 
 def until_damage(rows: Iterator[RawRow]) -> tuple[list[Any], Exception]:

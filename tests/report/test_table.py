@@ -74,6 +74,13 @@ def test_the_terminal_shows_title_headings_and_cells_as_they_are() -> None:
     assert "│      7 │" in lines  # right-aligned
 
 
+def test_nothing_of_a_table_is_obeyed_by_the_terminal() -> None:
+    text = io.StringIO()
+    Console(file=text, width=60).print(Table("\x1b[31mt", ["[red]h\u202e", "\x07"], [["\x9b1m", "x\u2066"]]))
+    assert not set(text.getvalue()) & set("\x1b\x07\x9b\u202e\u2066")
+    assert "[red]h\ufffd" in text.getvalue()
+
+
 def test_a_narrow_terminal_keeps_the_rows_names_and_cuts_nothing_off() -> None:
     text = io.StringIO()
     rows = [["facility-location", 1.25, "a_source_with_a_very_long_name, another"], ["greedy", 2.5, "x"]]
