@@ -22,6 +22,11 @@ from raydpp.storage import is_relative
 PASSING = ("OSError", r"Connection\w*Error", "BrokenPipeError", "TimeoutError", "EOFError")
 """The errors that may pass by themselves, as Ray Data matches them; a missing file or permission is none."""
 
+log = logging.getLogger(__name__)
+
+_UNKNOWN = 64
+"""The most actors where nobody says how many GPUs there can be."""
+
 _OF_STORAGE = rf"^(?:{'|'.join(PASSING)}|PermissionError|FileNotFoundError): (?:\[Errno (\d+)\] )?(.+)"
 
 
@@ -47,6 +52,7 @@ def plan_actors(
     nodes: int = 1,
     gpus_per_actor: float | None = None,
     actors: int | None = None,
+    own: bool = True,
 ) -> ActorPlan:
     """Decide the actors before the run, so that what cannot be had is refused instead of waited for.
 
@@ -56,6 +62,8 @@ def plan_actors(
         nodes: Nodes with CPUs now.
         gpus_per_actor: GPUs for one actor; None is 1 where the cluster has or can get GPUs, else 0.
         actors: How many actors; None is one for every GPU, or one for every node without GPUs.
+        own: Whether the cluster was started for this run. Of another one nobody can say what it grows to (Ray's own
+            autoscalers do not): GPUs that are asked for there may come.
 
     Raises:
         UserError: GPUs are asked for where the cluster has none and can get none, or a number makes no sense.
@@ -66,6 +74,9 @@ def plan_actors(
         raise UserError(f"--gpus-per-actor {gpus:g}: give 0, a part of one GPU such as 0.5, or a whole number")
     if actors is not None and actors < 1:
         raise UserError(f"--actors {actors}: at least one actor is needed")
+    if gpus > gpus_possible and not own:
+        log.warning("the cluster has no such GPU now: actors wait for an autoscaler to bring %g GPU each", gpus)
+        return ActorPlan(gpus, 0.5, actors or 1, actors or _UNKNOWN, 1)
     if gpus > gpus_possible:
         raise UserError(
             f"{gpus:g} GPU for each actor is asked for, but this cluster has {now.get('GPU', 0):g} and can get"
@@ -80,6 +91,8 @@ def plan_actors(
             )
         # The pool grows as GPUs come. Half a CPU: the rest of a machine with as many CPUs as GPUs feeds its actors.
         return ActorPlan(gpus, 0.5, actors or 1, actors or most, 1)
+    if not own and gpus_per_actor is None:
+        log.info("the cluster has no GPU now: actors use CPUs; --gpus-per-actor 1 waits for GPUs of an autoscaler")
     cpus = max(now.get("CPU", 1.0), 1.0)
     count = actors or max(1, nodes)
     per_actor = cpus / count
@@ -92,7 +105,9 @@ def cluster_plan(gpus_per_actor: float | None, actors: int | None) -> ActorPlan:
     """``plan_actors`` for the cluster this process is connected to."""
     import ray
 
-    return plan_actors(ray.cluster_resources(), growth(), OnRay("extract").nodes, gpus_per_actor, actors)
+    return plan_actors(
+        ray.cluster_resources(), growth(), OnRay("extract").nodes, gpus_per_actor, actors, is_own_cluster()
+    )
 
 
 class Here:
@@ -216,7 +231,7 @@ def memory_for(needed: int, what: str) -> int:
         UserError: No node has as much, and the cluster does not grow: the task would wait for ever.
     """
     most = max((node["Resources"].get("memory", 0.0) for node in alive_nodes()), default=0.0)
-    if needed > most and not growth():
+    if needed > most and not growth() and is_own_cluster():
         raise UserError(
             f"{what}: one task needs about {needed / 1e9:.1f} GB of memory, and the largest node has"
             f" {most / 1e9:.1f} GB for tasks: use more --partitions, a smaller --size, or larger nodes"
@@ -236,8 +251,15 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def is_own_cluster() -> bool:
+    """Whether this process started the cluster that it is connected to."""
+    from ray._private import worker
+
+    return bool(worker._global_node and worker._global_node.head)
+
+
 def growth() -> Mapping[str, float]:
-    """What the cluster can grow to; empty where it does not grow."""
+    """What the cluster can grow to; empty where it does not grow, or does not say (Ray's own autoscalers do not)."""
     from ray._private.state import state
 
     return state.get_max_resources_from_cluster_config() or {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raydpp.cluster import (
+    ActorPlan,
     Here,
     OnRay,
     cluster_plan,
@@ -208,3 +209,16 @@ def test_a_mistake_found_here_is_said_as_it_is() -> None:
         raise UserError("give distinct ids")
     with pytest.raises(ValueError, match="ours"), unwrap_task_errors():
         raise ValueError("ours")
+
+
+def test_gpus_that_are_asked_for_may_come_to_a_cluster_of_others(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "raydpp"):
+        assert plan_actors({"CPU": 4.0}, {}, 1, 1, None, own=False) == ActorPlan(1.0, 0.5, 1, 64, 1)
+        assert plan_actors({"CPU": 4.0, "GPU": 1.0}, {}, 1, 2, 3, own=False) == ActorPlan(2.0, 0.5, 3, 3, 1)
+    assert "wait for an autoscaler" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", "raydpp"):
+        assert plan_actors({"CPU": 4.0}, {}, own=False).gpus == 0
+    assert "--gpus-per-actor 1 waits for GPUs" in caplog.text
+    with pytest.raises(UserError, match="can get 0"):
+        plan_actors({"CPU": 4.0}, {}, 1, 1)

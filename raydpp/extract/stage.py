@@ -105,7 +105,8 @@ def extract(
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
             on a GPU. Halved where memory runs out.
-        gpus_per_actor: GPUs of one actor; default 1 where the cluster has or can get GPUs, else 0.
+        gpus_per_actor: GPUs of one actor; default 1 where the cluster has GPUs, else 0. Where an autoscaler is to bring
+            them, give it.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
         dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.

@@ -97,11 +97,12 @@ def main(root: str, corpus: str, folder: str, model: str) -> None:
             time.sleep(0.5)
 
     try:
-        until(lambda: _answers(port), 60)
-        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
+        until(lambda: _connected(port), 90)
         threading.Thread(target=watch, daemon=True).start()
         workers.FeatureActor = faulty(log, gate=gate)  # type: ignore[misc]
-        print(extract(corpus, f"{folder}/out", model, dimension=16, rows_per_file=4).summary)
+        print(
+            extract(corpus, f"{folder}/out", model, dimension=16, rows_per_file=4, gpus_per_actor=1, actors=2).summary
+        )
         until(lambda: history[-1] == 0, 120)
         print(f"workers: {history}")
     finally:
@@ -112,9 +113,15 @@ def main(root: str, corpus: str, folder: str, model: str) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _answers(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
+def _connected(port: int) -> bool:
+    """Whether the head is up, and this process is connected to it."""
+    import ray
+
+    try:
+        ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
+    except ConnectionError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -264,10 +264,11 @@ def test_a_node_that_goes_costs_nothing(corpus: str, tiny_model: str, tmp_path: 
 def test_a_cluster_without_workers_gets_them_and_gives_them_back(corpus: str, tiny_model: str, tmp_path: Path) -> None:
     printed = run_script("autoscaled.py", corpus, tmp_path, tiny_model)
     history = json.loads(printed.rpartition("workers: ")[2])
-    assert (history[0], max(history), history[-1]) == (0, 2, 0)
+    assert (history[0], history[-1]) == (0, 0)
+    assert max(history) >= 2  # one more for a moment, where a node that is gone is not yet known to be
     assert sorted(found_in(str(tmp_path / "out"))[0]) == all_ids(corpus)
     plan = json.loads((tmp_path / "out" / "run.json").read_text())["plan"]
-    assert (plan["gpus"], plan["least"], plan["most"]) == (1.0, 1, 2)
+    assert (plan["gpus"], plan["least"], plan["most"]) == (1.0, 2, 2)
 
 
 @pytest.mark.slow
