@@ -7,7 +7,6 @@ or JSON file (``--config``), a finished run's ``run.json`` among them. Only the 
 from __future__ import annotations
 
 import argparse
-import errno
 import inspect
 import logging
 import re
@@ -51,9 +50,6 @@ COMMANDS = {
 
 MISTAKE, AGAIN, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 """Exit codes: the user can mend it; the same command may work later; Ctrl-C; SIGTERM."""
-
-_HOPELESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
-"""What of a file system does not pass by itself."""
 
 _LONGEST = 500  # characters of what is said of an option
 
@@ -124,8 +120,11 @@ def run(stage: Stage, options: jsonargparse.Namespace) -> int:
     except UserError as error:
         return _say(stage, str(error), MISTAKE)
     except OSError as error:
-        if error.errno in _HOPELESS:
-            return _say(stage, str(error), MISTAKE)
+        from raydpp.storage import may_pass
+
+        if not may_pass(error):
+            advice = "; see that the bucket's name and region are right, and that the credentials may use it"
+            return _say(stage, f"{error}{'' if error.errno else advice}", MISTAKE)
         return _say(stage, f"{error}; when that has passed, the same command again goes on", AGAIN)
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM) if main else ():

@@ -17,10 +17,13 @@ from typing import Any
 
 from raydpp.errors import UserError
 from raydpp.progress import BarCounter, RemoteCounter, watch
-from raydpp.storage import is_relative
+from raydpp.storage import REFUSED, is_relative
 
 PASSING = ("OSError", r"Connection\w*Error", "BrokenPipeError", "TimeoutError", "EOFError")
-"""The errors that may pass by themselves, as Ray Data matches them; a missing file or permission is none."""
+"""The errors that may pass by themselves, by name; a missing file or permission is none."""
+
+RETRIED = rf"\b(?:{'|'.join(PASSING)}): (?!.*(?:{REFUSED}))"
+"""Those, as Ray Data matches them."""
 
 log = logging.getLogger(__name__)
 
@@ -328,7 +331,7 @@ def connect(address: str | None = None, paths: Sequence[str] = ()) -> None:
     context.enable_progress_bars = False  # the stages show their own, one bar each
     context.print_on_execution_start = False
     # what passes, such as storage that does not answer, is tried again: five times, up to half a minute apart
-    context.retried_map_errors, context.max_map_retries = list(PASSING), 5
+    context.retried_map_errors, context.max_map_retries = [RETRIED], 5
     context.issue_detectors_config.detectors = []  # would write through the bars what nobody can act on
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that its bars are off

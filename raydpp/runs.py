@@ -21,7 +21,7 @@ from typing import Any
 
 from raydpp.errors import UserError
 from raydpp.report.table import Table
-from raydpp.storage import Folder, last_name
+from raydpp.storage import UNFINISHED, Folder, last_name
 
 SUCCESS = "_SUCCESS"
 RECORD = "run.json"
@@ -85,6 +85,8 @@ class Run:
     def finish(self, summary: str, **facts: Any) -> RunResult:
         """Write the record with these facts and the names of all data files, then the success marker."""
         require_owner(self.out, self.record["owner"])
+        for name in self.out.files(UNFINISHED):  # of writers that were killed
+            self.out.delete(name)
         self.record |= {
             "status": "finished",
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -146,8 +148,9 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
             raise _another_run(out, difference)
         if SUCCESS in names and not lost(old, out):
             return Run(out, old, _repeated(out, old))
-        if not keep:
-            out.clear()
+        for name in names if not keep else ():
+            if name != RECORD:  # the new one takes its place: until then this stays the folder of this run
+                out.delete(name)
     out.write_json(RECORD, record)
     return Run(out, record)
 

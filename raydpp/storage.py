@@ -1,11 +1,14 @@
 """Folders on any file system: pyarrow's own file systems first, fsspec's for everything else.
 
 A path is made absolute once, where the user gave it; from then on a ``Folder`` travels, which every process reads the
-same way. A file appears under its name only when it is complete.
+same way. A file appears under its name only when it is complete: it is written as NAME.unfinished and then moved, which
+an object store does by a copy, whole or not at all, and a deletion. Its final name cannot be written to directly:
+pyarrow completes an upload when its stream is closed, as every exception closes it, and half an object would be there.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,8 +25,22 @@ from raydpp.errors import UserError
 UNFINISHED = ".unfinished"
 """The ending of a file that is being written."""
 
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""What of a file system does not pass by itself."""
+
+REFUSED = (
+    r"AWS Error (?:ACCESS_DENIED|EXPIRED_TOKEN|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE"
+    r"|MISSING_AUTHENTICATION_TOKEN|NO_SUCH_BUCKET|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT"
+    r"|UNKNOWN \(HTTP status (?:301|400|401|403|404)\))|Bucket '[^']*' not found|Could not create a OAuth2 access token"
+)
+"""What pyarrow says of object stores, without an errno, that does not pass by itself."""
+
+_SERVICE = re.compile(r"AWS Error|google::cloud::Status|Azure Error")
+_GCS_SECONDS = 30  # of trying again; pyarrow's own limit for gs:// is a quarter of an hour for every request
+
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)(?:::.*)?://")
 _ARROW_SCHEMES = frozenset({"file", "s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss"})
+_WITHOUT_FOLDERS = frozenset({"s3", "gcs"})  # pyarrow would write every folder's marker again for every file
 _QUERY = re.compile(r"\?[A-Za-z_]+=")  # the options of a file system, as opposed to a glob's question mark
 _URI_CHARACTERS = "%/:?=&@!$'()*+,;~"
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the entry point of a submitted job
@@ -51,11 +68,11 @@ class Folder:
     def holding(cls, url: str) -> tuple[Folder, str]:
         """The folder that holds a file, and the file's name there."""
         system, path = resolve(url)
-        parent, _, name = path.rstrip("/").rpartition("/")
-        bare, options = _split_options(absolute(url))
+        parent, slash, name = path.rstrip("/").rpartition("/")
+        bare, options = split_options(absolute(url))
         first, chained, rest = bare.partition("::")
         shown = (first.rstrip("/").rpartition("/")[0] or "/") + chained + rest + options
-        return cls(shown, pafs.SubTreeFileSystem(parent or "/", system)), name
+        return cls(shown, pafs.SubTreeFileSystem(parent or slash, system)), name  # nothing holds a bucket
 
     def __str__(self) -> str:
         return self.url
@@ -66,16 +83,17 @@ class Folder:
 
     def url_of(self, name: str) -> str:
         """Where something in this folder is; the options of the folder's URL (``?region=...``) stay at the end."""
-        bare, options = _split_options(self.url)
+        bare, options = split_options(self.url)
         first, chained, rest = bare.partition("::")
         below = quote(name) if _scheme(self.url) in _ARROW_SCHEMES else name
         return f"{first.rstrip('/')}/{below}" + chained + rest + options
 
     def names(self) -> list[str] | None:
-        """The names directly below, sorted; None where there is no folder."""
+        """The names directly below but those of unfinished files, sorted; None where there is no folder."""
         if self.system.get_file_info("").type != pafs.FileType.Directory:
             return None
-        return sorted(info.base_name for info in self.system.get_file_info(pafs.FileSelector("")))
+        found = self.system.get_file_info(pafs.FileSelector(""))
+        return sorted(info.base_name for info in found if not info.base_name.endswith(UNFINISHED))
 
     def files(self, ending: str = "") -> list[str]:
         """The names of all files below, at any depth, that end so; sorted, and none where there is no folder."""
@@ -95,7 +113,8 @@ class Folder:
 
     def write(self, name: str, write: Callable[[Any], Any]) -> None:
         """Write a file through ``write(stream)``; it gets its name only once it is complete, and on the disk."""
-        self.system.base_fs.create_dir(self._base(name.rpartition("/")[0]), recursive=True)
+        if self.system.base_fs.type_name not in _WITHOUT_FOLDERS:
+            self.system.base_fs.create_dir(self._base(name.rpartition("/")[0]), recursive=True)
         with self.system.open_output_stream(name + UNFINISHED) as stream:
             write(stream)
         if isinstance(self.system.base_fs, pafs.LocalFileSystem):  # or a crash of the machine may leave it empty
@@ -124,10 +143,6 @@ class Folder:
         elif kind == pafs.FileType.Directory:
             self.system.delete_dir(name)
 
-    def clear(self) -> None:
-        """Delete everything in it."""
-        self.system.delete_dir_contents("", accept_root_dir=True)
-
     def _base(self, name: str) -> str:
         return (self.system.base_path.rstrip("/") + "/" + name if name else self.system.base_path) or "/"
 
@@ -148,7 +163,7 @@ def absolute(url: str) -> str:
         return os.path.abspath(os.path.expanduser(url))
     if scheme == "file" and "::" not in url:
         return resolve(url)[1]
-    return url.rstrip("/") if not _split_options(url)[1] else url
+    return url.rstrip("/") if not split_options(url)[1] else url
 
 
 def is_relative(url: str) -> bool:
@@ -177,6 +192,8 @@ def resolve(url: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), absolute(url)
     if scheme in _ARROW_SCHEMES and "::" not in url:
         uri = quote(scheme + url[len(scheme) :], safe=_URI_CHARACTERS)
+        if scheme in ("gs", "gcs") and "retry_limit_seconds=" not in url:
+            uri += f"{'&' if split_options(url)[1] else '?'}retry_limit_seconds={_GCS_SECONDS}"
         try:
             file_system, path = pafs.FileSystem.from_uri(uri)
         except (pa.ArrowException, ValueError) as error:
@@ -197,12 +214,22 @@ def resolve(url: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(foreign)), path
 
 
+def of_storage(error: Exception) -> bool:
+    """Whether an error of reading is the storage's, and says nothing about what the file holds."""
+    return isinstance(error, OSError) and bool(error.errno or _SERVICE.search(str(error)))
+
+
+def may_pass(error: OSError) -> bool:
+    """Whether the same may work later without anybody's help."""
+    return error.errno not in _LASTING and not re.search(REFUSED, str(error))
+
+
 def split_glob(url: str) -> tuple[str, str] | None:
     """A glob's folder and the pattern below it: `s3://b/in/*.json?region=x` -> (`s3://b/in/?region=x`, `*.json`).
 
     None where there is nothing of a glob (`*`, `?`, `[`) in the URL.
     """
-    bare, options = _split_options(url)
+    bare, options = split_options(url)
     magic = re.search(r"[*?\[]", bare)
     if magic is None:
         return None
@@ -212,10 +239,10 @@ def split_glob(url: str) -> tuple[str, str] | None:
 
 def last_name(url: str) -> str:
     """The last name in a URL: `s3://bucket/runs/table/?region=x` -> `table`."""
-    return _split_options(url)[0].rstrip("/").rpartition("/")[2]
+    return split_options(url)[0].rstrip("/").rpartition("/")[2]
 
 
-def _split_options(url: str) -> tuple[str, str]:
+def split_options(url: str) -> tuple[str, str]:
     """`s3://b/k?region=x` -> (`s3://b/k`, `?region=x`); only pyarrow's URLs have options."""
     match = _QUERY.search(url) if _scheme(url) in _ARROW_SCHEMES else None
     return (url[: match.start()], url[match.start() :]) if match else (url, "")

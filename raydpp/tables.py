@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from raydpp import runs
 from raydpp.cluster import value_of
 from raydpp.errors import UserError
-from raydpp.storage import Folder, last_name
+from raydpp.storage import Folder, last_name, of_storage
 
 NO_SOURCE = "(no source)"
 """What a row belongs to whose source is null."""
@@ -125,8 +125,8 @@ class Part:
         try:
             table = pq.read_table(self.name, columns=held, filesystem=self.folder.system, partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise  # of the storage, not of the file
+            if of_storage(error):
+                raise
             raise UserError(f"{self} cannot be read, its footer is whole but not its pages: {error}") from error
         for name in columns:
             if name not in own:
@@ -435,7 +435,7 @@ def table_or_ids(url: str, column: str) -> GradientTable | list[str]:
     if text is None:
         raise UserError(f"there is no file or folder {url}: give a run's folder, a Parquet file or a file of ids")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if url.endswith((".jsonl", ".ndjson")):
+    if name.endswith((".jsonl", ".ndjson")):
         try:
             return [str(json.loads(line)["id"]) for line in lines]
         except (ValueError, KeyError, TypeError) as error:

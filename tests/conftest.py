@@ -11,6 +11,10 @@ from typing import Any
 
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
 
+# what the S3 server of the tests, and nobody else, accepts; not of this machine, if it is one of Amazon's
+os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+os.environ |= {"AWS_EC2_METADATA_DISABLED": "true"}
+
 import pytest
 import torch
 

@@ -7,8 +7,10 @@ import sys
 from typing import Any
 
 import pytest
+from ray._common.retry import format_exception, matches_error
 
 from raydpp.cluster import (
+    RETRIED,
     ActorPlan,
     Here,
     OnRay,
@@ -165,6 +167,22 @@ def test_what_storage_refused_in_a_task_is_said_as_it_is(cluster: None, number: 
             assert (caught.value.errno, str(caught.value)) == (number, str(error))
     finally:
         context.max_map_retries = before
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation"), True),
+        (OSError(errno.ENOSPC, "no room"), True),
+        (ConnectionResetError("reset"), True),
+        (EOFError("unexpected EOF"), True),
+        (OSError("When reading: AWS Error ACCESS_DENIED during GetObject operation"), False),
+        (PermissionError(errno.EACCES, "denied"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_ray_data_tries_again_what_may_pass(error: Exception, again: bool) -> None:
+    assert matches_error(RETRIED, format_exception(error)) == again
 
 
 def total(values: list[int]) -> int:

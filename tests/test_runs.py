@@ -49,6 +49,40 @@ def test_an_unfinished_run_is_cleared_and_begun_anew(tmp_path: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["run.json"]
 
 
+def test_what_was_killed_while_it_cleared_a_folder_or_wrote_its_record_is_begun_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json.unfinished").write_text("{")
+    assert runs.begin("select", config(out), ["input"]).done is None
+    names = ("a", "z", "report.html")
+    for name in names:
+        (out / name).write_text("x")
+
+    def killed(folder: Folder, name: str) -> None:
+        (Path(folder.url) / name).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "delete", killed)
+        for _ in names:
+            with pytest.raises(KeyboardInterrupt):
+                runs.begin("select", config(out), ["input"])
+    assert runs.begin("select", config(out), ["input"]).done is None
+    assert [path.name for path in out.iterdir() if path.name in names] == []
+
+
+def test_a_finished_run_has_no_half_written_file(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = runs.begin("select", config(out), ["input"])
+    run.out.write_text("table/a.parquet", "abc")
+    for name in ("table/b.parquet.unfinished", "report.html.unfinished"):
+        (out / name).write_text("half")
+    run.finish("select: done", **MADE)
+    assert sorted(path.name for path in out.rglob("*") if path.is_file()) == ["_SUCCESS", "a.parquet", "run.json"]
+
+
 def test_a_mistake_found_before_any_work_does_not_claim_the_folder(tmp_path: Path) -> None:
     runs.begin("select", config(tmp_path / "out"), ["input"])
     assert runs.begin("select", config(tmp_path / "out", size=5), ["input"]).done is None

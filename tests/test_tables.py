@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from raydpp.tables import (
     GradientTable,
     Part,
     by_source,
+    ids_named,
     open_table,
     parquet_at,
     parquet_parts,
@@ -129,6 +131,17 @@ def test_a_file_with_pickled_objects_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([["a"], [b"x"]], pa.schema([("id", pa.string()), field])), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a\.parquet is not a readable .*pickled Python objects, which can run code"):
         parquet_parts(Folder.at(str(tmp_path)))
+
+
+def test_a_store_that_does_not_answer_is_no_torn_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation")
+
+    write_table(Folder.at(tmp_path), "a.parquet", pa.table({"id": ["a"]}))
+    (part,) = parquet_parts(Folder.at(tmp_path))
+    monkeypatch.setattr(pq, "read_table", away)
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        part.read(["id"])
 
 
 def test_missing_empty_and_broken_tables_are_refused(tmp_path: Path) -> None:
@@ -343,3 +356,11 @@ def test_a_sample_comes_from_all_over_a_table_of_others(tmp_path: Path) -> None:
     assert len(set(found[:, 0])) == 8
     np.testing.assert_array_equal(found, table.sample(30))
     assert table.sample(100).shape == (60, 2)
+
+
+def test_a_file_of_ids_is_lines_or_json_lines_wherever_it_is(tmp_path: Path) -> None:
+    folder = Folder.at(f"file://{tmp_path}/ids?use_mmap=false")
+    folder.write_text("ids.jsonl", '{"id": "b"}\n{"id": "a"}\n')
+    folder.write_text("ids.txt", "c\n\n a \n")
+    urls = [folder.url_of("ids.jsonl"), folder.url_of("ids.txt"), f"file://{tmp_path}/ids/ids.jsonl?use_mmap=false"]
+    assert ids_named(urls, "gradient") == ["a", "b", "c"]

@@ -14,7 +14,7 @@ from raydpp.diversity.fidelity import SAMPLE, Fidelity, fidelity
 from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.sample import identity as identity_of
-from raydpp.extract.units import REJECTS, drop_absent, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.extract.units import REJECTS, drop_absent, plan_units, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
 from raydpp.gradients.optimizer import learning_rate, moments_file
 from raydpp.progress import progress_bar
@@ -198,7 +198,6 @@ def extract(
     width = dimension if representation == "gradient" else hidden_width(settings)
     schema = gradient_schema(width, stored_as, difficulty)
     job = ExtractJob(source.below("corpus"), run.out, owner, extractor, masking, schema, plan)
-    remove_partial_files(run.out)
     before = scan_output(run.out)
     dropped = drop_absent(chosen, run.out) if prune else 0
     if dropped:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
-from raydpp.storage import UNFINISHED, Folder
+from raydpp.storage import Folder
 from raydpp.tables import GRADIENTS, Part, concatenated, is_parquet, read_columns, write_table
 
 log = logging.getLogger(__name__)
@@ -187,13 +187,6 @@ def drop_absent(chosen: Sample, out: Folder) -> int:
         else:
             part.folder.write_json_lines(part.name, table.to_pylist())
     return dropped
-
-
-def remove_partial_files(out: Folder) -> None:
-    """Delete what a killed writer left half-written."""
-    for folder in (out.below(GRADIENTS), out.below(REJECTS)):
-        for name in folder.files(UNFINISHED):
-            folder.delete(name)
 
 
 def _as_bytes(column: pa.ChunkedArray) -> np.ndarray:

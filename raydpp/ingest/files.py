@@ -21,7 +21,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from raydpp.errors import UserError
 from raydpp.ingest.rows import CODECS, COLUMNAR, DAMAGE, SUFFIXES, RawRow, kind_of, rows_of
 from raydpp.ingest.schemas import is_row
-from raydpp.storage import Folder, resolve, split_glob
+from raydpp.storage import Folder, of_storage, resolve, split_glob
 
 _KNOWN = f"{', '.join(SUFFIXES)}, and all but {' and '.join(COLUMNAR)} with {', '.join(CODECS)} behind it"
 _DESCRIPTIONS = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json"})
@@ -54,7 +54,8 @@ def list_files(inputs: Sequence[str]) -> list[RawFile]:
             the glob says so itself). What links lead to counts once.
 
     Raises:
-        UserError: An input leads to no file, to one of an unknown suffix, or cannot be listed.
+        UserError: An input leads to no file, to one of an unknown suffix, or may not be listed.
+        OSError: The storage does not answer, or refuses.
     """
     if not inputs:
         raise UserError("Nothing to read: give at least one file, folder or glob.")
@@ -66,6 +67,8 @@ def list_files(inputs: Sequence[str]) -> list[RawFile]:
         except UnicodeError as error:
             raise UserError(f"{url} has a file whose name is not UTF-8 ({error}): rename it") from error
         except (OSError, pa.ArrowException) as error:
+            if of_storage(error) and not isinstance(error, PermissionError):
+                raise
             raise UserError(f"{url} cannot be listed: {error}") from error
     return sorted(files.values(), key=lambda file: file.url)
 

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 
 from raydpp.errors import UserError, few
 from raydpp.ingest.rows import CODECS, SUFFIXES
+from raydpp.storage import split_options
 
 _SHARD = re.compile(
     r"(?:^|[-_.])(?:\d+[-_.]of[-_.]\d+(?:[-_.][0-9a-f]+)?"  # train-00000-of-00002, as the Hugging Face hub has them
@@ -19,7 +20,7 @@ _SHARD = re.compile(
 
 def matches(url: str, pattern: str) -> bool:
     """Whether a file is meant by a glob; a relative one is compared from the right: ``gsm/*.jsonl``."""
-    return PurePosixPath(url).match(pattern)
+    return PurePosixPath(split_options(url)[0]).match(pattern)
 
 
 def value_for(url: str, options: Sequence[str], option: str) -> str | None:
@@ -69,7 +70,7 @@ def ruled_sources(urls: Sequence[str], rules: Sequence[str]) -> dict[str, str]:
 
 def _key(url: str) -> tuple[str, ...]:
     """A file's folders and its name without suffixes and without what tells it from other shards."""
-    path = PurePosixPath(url)
+    path = PurePosixPath(split_options(url)[0])
     stem = path.name
     for suffixes in (CODECS, SUFFIXES):
         if stem.lower().endswith(tuple(suffixes)):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 
 from raydpp.errors import UserError
 from raydpp.extract.sample import Sample
-from raydpp.extract.units import Piece, Unit, drop_absent, plan_units, remove_partial_files, scan_output, unit_rows
+from raydpp.extract.units import Piece, Unit, drop_absent, plan_units, scan_output, unit_rows
 from raydpp.storage import Folder
 from raydpp.tables import Part, parquet_parts, write_table
 
@@ -79,6 +80,17 @@ def test_what_a_crash_tore_is_set_aside_and_its_rows_are_done_again(
     caplog.clear()
     scan_output(out)
     assert not caplog.text
+
+
+def test_a_store_that_does_not_answer_sets_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> Any:
+        raise OSError("When reading: AWS Error NETWORK_CONNECTION during GetObject operation")
+
+    write_part(tmp_path, "one", ids(0, 2))
+    monkeypatch.setattr(pq, "read_table", away)
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        scan_output(Folder.at(tmp_path))
+    assert [path.name for path in (tmp_path / "gradients").iterdir()] == ["one.parquet"]
 
 
 def test_the_plan_holds_every_row_that_is_not_done_once(sample: Sample, tmp_path: Path) -> None:
@@ -153,13 +165,6 @@ def test_a_unit_reads_its_own_rows_of_a_file_with_many_row_groups(tmp_path: Path
     for rows in ([0], [99], [6, 7, 13, 14, 50, 98], list(range(100))):
         unit = Unit("u", (Piece(Part(Folder.at(tmp_path), "x.parquet"), np.array(rows)),))
         assert unit.read(["id"])["id"].to_pylist() == [f"{row:04d}" for row in rows]
-
-
-def test_half_written_files_are_removed(tmp_path: Path) -> None:
-    write_part(tmp_path, "one", ids(0, 2))
-    (tmp_path / "gradients" / "two.parquet.unfinished").write_bytes(b"PAR1")
-    remove_partial_files(Folder.at(tmp_path))
-    assert [path.name for path in (tmp_path / "gradients").iterdir()] == ["one.parquet"]
 
 
 def test_units_are_small_enough_to_lose_and_large_enough_to_keep() -> None:

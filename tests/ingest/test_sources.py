@@ -27,6 +27,7 @@ from raydpp.ingest.sources import matches, name_sources, value_for
         (["/in/alpaca_52k.json", "/in/data-2023.json", "/in/data-2024.json"], ["alpaca_52k", "data-2023", "data-2024"]),
         (["/in/train.jsonl", "/in/train.csv"], ["train", "train"]),
         (["s3://b/gsm/train.jsonl", "s3://c/gsm/train.jsonl"], ["b", "c"]),
+        (["s3://b/in/gsm.jsonl.gz?region=x&scheme=http", "s3://b/in/b.csv?region=x"], ["gsm", "b"]),
         (["/train.jsonl", "/in/train.jsonl"], ["train", "in/train"]),
         (["/00000.parquet"], ["00000"]),
     ],
@@ -56,6 +57,7 @@ def test_a_column_is_named_for_all_files_or_for_some() -> None:
 
 def test_a_glob_is_compared_from_the_right() -> None:
     assert matches("s3://bucket/in/gsm/a.jsonl", "gsm/*.jsonl")
+    assert matches("s3://bucket/in/gsm/a.jsonl?region=eu-west-1", "gsm/*.jsonl")
     assert not matches("s3://bucket/in/gsm/a.jsonl", "gsm/*.csv")
     assert matches("/in/a.jsonl", "/in/*.jsonl")
     assert not matches("/x/in/a.jsonl", "/in/*.jsonl")
