@@ -7,7 +7,6 @@ whose stages are the folders ``ingest``, ``extract``, ``select`` and ``measure``
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from raydpp.dpp.greedy import greedy_map
     from raydpp.dpp.lazy_greedy import Selection
 
-__version__ = version("raydpp")
+__version__ = "0.1.0"
 __all__ = ["LogDetDistance", "Selection", "greedy_map", "log_det_distance"]
 
 

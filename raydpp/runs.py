@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
+from raydpp import __version__
 from raydpp.errors import UserError
 from raydpp.report.table import Table
 from raydpp.storage import UNFINISHED, Folder, last_name
@@ -47,7 +48,7 @@ _NEEDED = {
 }
 """What other stages read of a record."""
 
-_PACKAGES = ("raydpp", "ray", "torch", "transformers", "peft", "pyarrow", "numpy")
+_PACKAGES = ("ray", "torch", "transformers", "peft", "pyarrow", "numpy")
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,8 @@ def _new_record(stage: str, config: Mapping[str, Any], inputs: Sequence[Any]) ->
         "owner": f"{time.time_ns() // 10**6:011x}{uuid.uuid4().hex[:5]}",  # later ones are larger
         "config": dict(config),
         "inputs": list(inputs),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version(), "raydpp": __version__}
+        | {name: version(name) for name in _PACKAGES},
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     found: dict[str, Any] = json.loads(json.dumps(record))  # tuples become lists, as they will be read back

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import raydpp
 from raydpp import runs
 from raydpp.errors import UserError
 from raydpp.storage import Folder
@@ -247,3 +250,24 @@ def test_a_run_of_another_fingerprint_or_option_is_refused_by_name(tmp_path: Pat
     with pytest.raises(UserError, match="its size was 3 and now is 4"):
         runs.resume("extract", config(out, size=4), ["input"])
     assert runs.resume("extract", config(out, size=4), ["input"], free=["size"]).done is None
+
+
+NOT_INSTALLED = """
+import importlib.metadata as metadata
+
+found = metadata.version
+
+def version(name):
+    if name == "raydpp":
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+
+metadata.version = version
+from raydpp import runs
+print(runs._new_record("select", {}, [])["versions"]["raydpp"])
+"""
+
+
+def test_sources_that_are_not_installed_know_their_version() -> None:  # as in the working directory of a submitted job
+    found = subprocess.run([sys.executable, "-c", NOT_INSTALLED], capture_output=True, text=True, check=True)
+    assert found.stdout == f"{raydpp.__version__}\n"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
+from raydpp import __version__
 from raydpp.gradients.chat_template import template_of
 from raydpp.gradients.config import ExtractorConfig, Masking
 from raydpp.gradients.model import revision
@@ -26,7 +26,7 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
         "normalisation": "unit norm",
         "dtype": extractor.dtype,
         "stored_as": store_as,
-        "raydpp": version("raydpp"),
+        "raydpp": __version__,
     }
     if extractor.representation != "embedding":
         found["template"] = _hash(template_of(tokenizer))
