@@ -1,7 +1,9 @@
-"""One progress bar a stage, on standard error; and Ctrl-C that reaches the tasks."""
+"""One progress bar a stage: on a terminal, or as records of the log; and Ctrl-C that reaches the tasks."""
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import sys
 import time
@@ -10,26 +12,52 @@ from typing import Any
 
 from tqdm import tqdm
 
+from raydpp.metrics import count
 from raydpp.report.table import visible
 
+log = logging.getLogger(__name__)
 
-def progress_bar(stage: str, total: int | None, unit: str) -> Any:
-    """A bar on a terminal; off a terminal (a job's log, a file) a line every ten seconds at the most."""
-    stage = visible(stage)  # it may name a table
+_LINE = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+def progress_bar(stage: str, total: int | None, unit: str, done: int = 0) -> Any:
+    """A bar on a terminal; off a terminal (a job's log, a file) a record of the log every ten seconds at the most.
+
+    ``done`` was done before, and is no part of the rate. Picks are counted as they are shown (``metrics``).
+    """
+    common: dict[str, Any] = {"total": total, "desc": visible(stage), "initial": done}
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=stage, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2)
-    return tqdm(total=total, desc=stage, unit=f" {unit}", file=_Lines(), mininterval=10, ascii=True, ncols=100)
+        return _Bar(**common, unit=f" {unit}", dynamic_ncols=True, mininterval=0.2)
+    return _Lines(**common, unit=unit, file=io.StringIO(), mininterval=10, bar_format=_LINE)
 
 
-class _Lines:
-    """Standard error, where each state of a bar is a line of its own: a log has no carriage return."""
+class _Bar(tqdm):
+    """Counts picks."""
 
-    def write(self, text: str) -> None:
-        if state := text.strip():
-            sys.stderr.write(state + "\n")
+    def __init__(self, **settings: Any) -> None:
+        self._counted = settings["initial"]
+        super().__init__(**settings)
 
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def display(self, *arguments: Any, **options: Any) -> None:
+        self._count()
+        super().display(*arguments, **options)
+
+    def _count(self) -> None:
+        if self.unit.strip() == "picks":
+            count("picks", self.n - self._counted)
+            self._counted = self.n
+
+
+class _Lines(_Bar):
+    """Each state of a bar is a record of the log, with its numbers for those who read logs by machine."""
+
+    def display(self, *_: Any, **__: Any) -> None:
+        self._count()
+        seconds, rate = self.format_dict["elapsed"], self.format_dict["rate"]
+        if rate is None and seconds:
+            rate = (self.n - self.initial) / seconds
+        numbers = {"done": self.n, "total": self.total, "unit": self.unit, "rate": rate, "seconds": seconds}
+        log.info("%s", str(self), extra={"event": "progress", **numbers})
 
 
 class BarCounter:

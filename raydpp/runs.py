@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
-from raydpp import __version__
+from raydpp import __version__, metrics
 from raydpp.errors import UserError
 from raydpp.report.table import Table
 from raydpp.storage import UNFINISHED, Folder, last_name
@@ -136,6 +136,7 @@ def begin(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], keep: bo
         UserError: The folder exists and is not this run's; the message names what differs.
     """
     out = Folder.at(str(config["out"]))
+    metrics.label(stage, last_name(out.url))
     record = _new_record(stage, {**config, "out": out.url}, inputs)
     names = out.names()
     if names is None and Folder.holding(out.url)[0].has(last_name(out.url)):
@@ -163,6 +164,7 @@ def resume(stage: str, config: Mapping[str, Any], inputs: Sequence[Any], free: S
     ``free`` are options that say where the inputs are, and so may differ.
     """
     out = Folder.at(str(config["out"]))
+    metrics.label(stage, last_name(out.url))
     names = out.names() or []
     old = _read_record(out) if names else None
     if old is None or names == [RECORD]:

@@ -20,6 +20,7 @@ MAY_USE = {
 }  # a stage, and the other ones it is made of
 WITH_RAY = {
     "cluster",
+    "metrics",
     "progress",
     "ingest.stage",
     "extract.workers",

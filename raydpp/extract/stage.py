@@ -210,8 +210,7 @@ def extract(
         examples, _ = tokenize_first(chosen, extractor, masking)
         log.info("extract: %s", cuts_expected([example.cut for example in examples], chosen.rows, masking.max_length))
     began = time.perf_counter()
-    with unwrap_task_errors(), progress_bar("extract", chosen.rows, "conversation") as bar:
-        bar.update(len(before.ids))
+    with unwrap_task_errors(), progress_bar("extract", chosen.rows, "conversation", len(before.ids)) as bar:
         completed, session = run_units(chosen, job, before, per_file, bar)
     seconds = time.perf_counter() - began
     counts = completed.counts

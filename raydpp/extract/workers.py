@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raydpp import runs
+from raydpp import metrics, runs
 from raydpp.cluster import ActorPlan
 from raydpp.errors import RowError, UserError
 from raydpp.extract.isolation import Features, IsolatedExtractor
@@ -24,14 +24,14 @@ from raydpp.extract.units import REJECTS, Completed, Piece, Unit, plan_units, sc
 from raydpp.gradients.config import ExampleFeatures, ExtractorConfig, Masking
 from raydpp.gradients.model import load_tokenizer, vocabulary_size
 from raydpp.gradients.tokenization import TokenizedExample, tokenize, tokenize_for_encoder
-from raydpp.storage import Folder
+from raydpp.storage import Folder, last_name
 from raydpp.tables import GRADIENTS, Part, read_columns, vector_array, write_table
 
-COUNTS = ("rows", "rejects", "tokens", "padded_tokens", "model_seconds")
-"""What an actor reports of a unit."""
+COUNTS = ("rows", "rejects", "tokens", "padded_tokens", "model_seconds", "actor_seconds")
+"""What an actor reports of a unit; actor_seconds are those since the one before it, or since the actor was started."""
 
 _REPORT = pa.schema(
-    [*((name, pa.int64()) for name in COUNTS[:-1]), ("model_seconds", pa.float64()), ("error", pa.string())]
+    [(name, pa.float64() if "seconds" in name else pa.int64()) for name in COUNTS] + [("error", pa.string())]
 )
 _TOKENIZED = pa.schema(
     [
@@ -193,6 +193,8 @@ class FeatureActor:
 
     def __init__(self, job: ExtractJob) -> None:
         self._job = job
+        self._since = time.perf_counter()
+        metrics.label("extract", last_name(job.out.url))
         self._extractor: IsolatedExtractor | UserError
         try:
             self._extractor = IsolatedExtractor(self.loader())
@@ -213,12 +215,12 @@ class FeatureActor:
     def _extract(self, table: pa.Table) -> dict[str, Any]:
         if isinstance(self._extractor, UserError):
             raise self._extractor
-        began = time.perf_counter()
         usable = table.filter(pc.is_null(table["reason"]))
         examples = [
             TokenizedExample(np.asarray(row["ids"], np.int32), np.asarray(row["response"], bool), row["cut"])
             for row in usable.select(["ids", "response", "cut"]).to_pylist()
         ]
+        began = time.perf_counter()
         result = self._extractor(examples)
         seconds = time.perf_counter() - began
         good = pa.array([reason is None for reason in result.reasons], pa.bool_())
@@ -244,8 +246,12 @@ class FeatureActor:
             out.delete(f"{REJECTS}/{name}.jsonl")
             raise
         tokens = sum(len(example.ids) for example in examples)
-        counts = (len(features), len(rejects), tokens, result.padded_tokens, seconds)
-        return dict(zip(COUNTS, counts, strict=True))
+        since, self._since = self._since, time.perf_counter()
+        counts = (len(features), len(rejects), tokens, result.padded_tokens, seconds, self._since - since)
+        report = dict(zip(COUNTS, counts, strict=True))
+        for name in metrics.COUNTERS.keys() & report.keys():
+            metrics.count(name, report[name])
+        return report
 
 
 def _load(config: ExtractorConfig, plan: ActorPlan) -> Features:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from raydpp import runs
 from raydpp.cluster import connect, named_cluster, unwrap_task_errors
 from raydpp.errors import UserError
+from raydpp.metrics import count
 from raydpp.progress import progress_bar
 from raydpp.storage import absolute
 
@@ -225,6 +226,8 @@ def _stage(job: IngestJob, on_cluster: bool) -> Counter[str]:
     with progress_bar("ingest: reading", None, "rows") as bar:
         for chunk in chunks:
             bar.update(chunk["rows"])
+            for name in ("rows", "rejects"):
+                count(name, chunk[name])
             totals.update(chunk)
     if not totals["rows"]:
         raise UserError("the input has no rows")

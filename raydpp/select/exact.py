@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from raydpp import metrics
 from raydpp.cluster import memory_for
 from raydpp.dpp.lazy_greedy import Selection
 from raydpp.dpp.oracles.choice import choose_sharded_oracle
@@ -74,11 +75,13 @@ def exact_greedy(job: SelectionJob, record: Part, start: tuple[list[str], list[f
 def _run(search: ShardedGreedy, request: Request, title: str, record: Part) -> tuple[str | None, bool]:
     """Search; returns why it ended early, and whether Ctrl-C did it. Whatever happens, picks are kept."""
     picks, saved = search.picks, time.monotonic()
-    with progress_bar(title, None if request.budget.size is None else int(request.budget.size), "picks") as bar:
-        bar.update(len(picks.log_gains))
+    total, rounds = None if request.budget.size is None else int(request.budget.size), 0
+    with progress_bar(title, total, "picks", len(picks.log_gains)) as bar:
 
         def report(count: int, gain: float) -> None:
-            nonlocal saved
+            nonlocal saved, rounds
+            metrics.count("rounds", search.rounds - rounds)
+            rounds = search.rounds
             bar.set_postfix(log_gain=f"{gain:.3f}", rounds=search.rounds, refresh=False)
             bar.update(count - bar.n)
             if time.monotonic() - saved > SAVE_EVERY:
@@ -92,6 +95,7 @@ def _run(search: ShardedGreedy, request: Request, title: str, record: Part) -> t
                 raise
             return f"interrupted after {len(picks.log_gains)} picks, which are the selection for that budget", True
         finally:
+            metrics.count("rounds", search.rounds - rounds)
             _save(search, record)
 
 

@@ -22,7 +22,7 @@ from ray import cloudpickle
 from raydpp.cluster import ActorPlan
 from raydpp.errors import RowError, UserError
 from raydpp.extract import workers
-from raydpp.extract.isolation import Features
+from raydpp.extract.isolation import Features, IsolatedExtractor
 from raydpp.extract.sample import choose
 from raydpp.extract.stage import extract
 from raydpp.extract.units import REJECTS, Piece, Unit
@@ -119,6 +119,27 @@ def test_a_unit_ends_in_a_table_and_rejects_with_reasons(actor: FeatureActor, jo
     (report,) = actor(unit([2, None, HOPELESS, 3])).to_pylist()
     assert (report["rows"], report["rejects"], report["tokens"], report["error"]) == (2, 2, 6, None)
     assert outcome(job.out) == ({"00": 4.0, "03": 6.0}, {"01": "refused", "02": "hopeless"})
+
+
+def test_a_unit_is_counted_with_the_part_of_the_actors_time_that_the_model_takes(
+    actor: FeatureActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Counter[str] = Counter()
+    monkeypatch.setattr("raydpp.metrics.count", lambda name, more: counted.update({name: more}))
+    work, began = IsolatedExtractor.__call__, time.perf_counter()
+
+    def slow(extractor: IsolatedExtractor, examples: Sequence[TokenizedExample]) -> ExampleFeatures:
+        time.sleep(0.2)
+        return work(extractor, examples)
+
+    monkeypatch.setattr(IsolatedExtractor, "__call__", slow)
+    actor(unit([2, None, HOPELESS, 3]))
+    time.sleep(0.2)  # without input
+    actor(unit([4]))
+    lived = time.perf_counter() - began
+    assert {name: counted[name] for name in ("rows", "rejects", "tokens")} == {"rows": 3, "rejects": 2, "tokens": 8}
+    assert 0.4 <= counted["model_seconds"] <= counted["actor_seconds"] - 0.2
+    assert counted["actor_seconds"] >= lived - 0.05
 
 
 @pytest.mark.parametrize("bad", [None, HOPELESS, DEADLY])
