@@ -22,6 +22,7 @@ import jsonargparse
 import yaml
 
 from raydpp.errors import UserError
+from raydpp.logs import LogFormat, logging_to_stderr
 from raydpp.presets import SOURCES, options_of, presets_for
 from raydpp.report.table import shorten, visible
 
@@ -52,6 +53,11 @@ MISTAKE, AGAIN, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 """Exit codes: the user can mend it; the same command may work later; Ctrl-C; SIGTERM."""
 
 _LONGEST = 500  # characters of what is said of an option
+
+_OF_THE_COMMAND = ("config", "preset", "log_format")
+"""Options that no stage knows."""
+
+log = logging.getLogger("raydpp")
 
 _POSITIONAL = {"inputs", "corpus", "table", "tables", "selection"}
 
@@ -95,17 +101,28 @@ def parse(stage: Stage, arguments: Sequence[str] | None, prog: str | None = None
 def run(stage: Stage, options: jsonargparse.Namespace) -> int:
     """Call a stage with parsed options; print what it found, or one line that says what is wrong.
 
+    With ``log_format`` json both are records of the log, and nothing else is printed.
+
     Returns:
         0; 2 for a mistake that the user can mend, 3 where the same command may work later (a full disk, a network that
-        is down), 130 after Ctrl-C, 143 after SIGTERM, which ends a stage as Ctrl-C does.
+        is down), 130 after Ctrl-C, 143 after SIGTERM, which ends a stage as Ctrl-C does; with log_format json also 1,
+        for an error that is none of these, which else is raised.
     """
+    form: LogFormat = vars(options).get("log_format", "text")
+    with logging_to_stderr(stage.__name__, form):
+        try:
+            return _run(stage, options, form)
+        except Exception as error:
+            if form == "text":
+                raise
+            log.critical("%s", error, exc_info=True, extra={"event": "error", "code": 1})
+            return 1
+
+
+def _run(stage: Stage, options: jsonargparse.Namespace, form: LogFormat) -> int:
     from raydpp import runs
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Visible("%(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("raydpp").setLevel(logging.INFO)
-    given = {name: value for name, value in vars(options).items() if name not in ("config", "preset")}
+    given = {name: value for name, value in vars(options).items() if name not in _OF_THE_COMMAND}
     ended = INTERRUPTED
 
     def terminate(*_: Any) -> None:
@@ -134,6 +151,11 @@ def run(stage: Stage, options: jsonargparse.Namespace) -> int:
     finally:
         if main and signal.getsignal(signal.SIGTERM) == terminate:
             signal.signal(signal.SIGTERM, before)
+    code = ended if outcome.record.get("status") == runs.INTERRUPTED else 0
+    if form == "json":
+        facts = {name: outcome.record.get(name) for name in ("counts", "seconds")}
+        log.info("%s", outcome.summary, extra={"event": "summary", "code": code, "out": outcome.out, **facts})
+        return code
     if outcome.tables:
         from rich.console import Console
 
@@ -143,19 +165,12 @@ def run(stage: Stage, options: jsonargparse.Namespace) -> int:
     for line in (*outcome.record.get("paths", ()), outcome.summary, outcome.record.get("next")):
         if line is not None:
             print(visible(line))
-    return ended if outcome.record.get("status") == runs.INTERRUPTED else 0
-
-
-def _say(stage: Stage, words: str, code: int) -> int:
-    print(visible(f"raydpp {stage.__name__}: {words}"), file=sys.stderr)
     return code
 
 
-class _Visible(logging.Formatter):
-    """Names of files and texts of users never reach a terminal raw."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+def _say(stage: Stage, words: str, code: int) -> int:
+    log.error("raydpp %s: %s", stage.__name__, words, extra={"event": "error", "code": code})
+    return code
 
 
 def find_stage(name: str) -> Stage:
@@ -181,6 +196,13 @@ def stage_parser(stage: Stage, prog: str | None = None) -> jsonargparse.Argument
         "--config",
         action=jsonargparse.ActionConfigFile,
         help="YAML or JSON file with options by name, or the run.json of a run to repeat; options given here win.",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=typing.get_args(LogFormat),
+        default="text",
+        help="text, or json: everything that is said is one JSON object a line on standard error, with time, stage,"
+        " level, event (log, progress, summary or error) and message; progress has done, total and rate (a second).",
     )
     if presets := presets_for(stage.__name__):
         parser.add_argument("--preset", choices=presets, help=" ".join(map(_explained(stage), presets)))
