@@ -280,27 +280,31 @@ def killed(store: ObjectStore, pattern: str, count: int, command: list[str], on_
     assert started[0].wait(timeout=500) == -signal.SIGKILL
 
 
-COPIED, MOVED, UPLOADED = r"PUT /[^?]*/{}$", r"DELETE /.*/{}\.unfinished$", r"PUT /.*/{}\.unfinished\?partNumber"
-"""An object gets its final name, has it, is about to be written."""
+MOMENTS = {
+    "uploaded": r"PUT /.*/{}\.unfinished\?partNumber",
+    "copied": r"PUT /[^?]*/{}$",  # to its final name
+    "deleted": r"DELETE /.*/{}\.unfinished$",
+}
+"""What is about to be done to an object: the requests."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "name", "count", "on_ray"),
     [
-        (UPLOADED, r"run\.json", 1, False),
-        (COPIED, r"_staged/[^/]*\.parquet", 2, False),
-        (MOVED, r"corpus/[^/]*\.parquet", 2, False),
-        (COPIED, "_SUCCESS", 1, False),
-        (COPIED, r"corpus/[^/]*\.parquet", 2, True),
+        ("uploaded", r"run\.json", 1, False),
+        ("copied", r"_staged/[^/]*\.parquet", 2, False),
+        ("deleted", r"corpus/[^/]*\.parquet", 2, False),
+        ("copied", "_SUCCESS", 1, False),
+        ("copied", r"corpus/[^/]*\.parquet", 2, True),
     ],
 )
 def test_ingest_killed_and_started_again(
     moment: str, name: str, count: int, on_ray: bool, store: ObjectStore, raw: str, corpus: str, cluster: None
 ) -> None:
-    out = store.url(f"killed/ingest-{name.strip(chr(92))}-{on_ray}".replace("/", "-"))
+    out = store.url(f"killed/ingest-{len(name)}-{moment}-{on_ray}")
     command = ["ingest", raw, "--out", out, "--files", "4", *(["--address", "auto"] if on_ray else [])]
-    killed(store, moment.format(name), count, command, on_ray)
+    killed(store, MOMENTS[moment].format(name), count, command, on_ray)
     assert not Folder.at(out).has("_SUCCESS")
     assert main(command) == 0
     check_corpus(out, corpus)
@@ -309,7 +313,7 @@ def test_ingest_killed_and_started_again(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("moment", [UPLOADED, COPIED, MOVED])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_extract_killed_and_started_again_has_every_row_once(
     moment: str, store: ObjectStore, stored_corpus: str, corpus: str, tiny_model: str, tmp_path: Path, cluster: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -318,10 +322,12 @@ def test_extract_killed_and_started_again_has_every_row_once(
     refused = pq.read_table(Path(corpus) / "corpus").to_pylist()[7]
     prompt = refused["messages"][0]["content"]
     model = refusing(tiny_model, tmp_path / "strict", f"messages[0]['content'] == {prompt!r}", "not this one")
-    out = store.folder(f"killed/extract-{[UPLOADED, COPIED, MOVED].index(moment)}")
+    out = store.folder(f"killed/extract-{moment}")
     given = ["--model", model, "--dimension", "16", "--rows-per-file", "4"]
     command = ["extract", stored_corpus, "--out", out.url, *given]
-    killed(store, moment.format(r"gradients/[^/]*\.parquet"), 3, command, on_ray=True, log=str(tmp_path / "log"))
+    killed(
+        store, MOMENTS[moment].format(r"gradients/[^/]*\.parquet"), 3, command, on_ray=True, log=str(tmp_path / "log")
+    )
     first = written(out)
     assert len(first) in (2, 3)
     assert not out.has("_SUCCESS")
@@ -347,14 +353,14 @@ def check_rows(out: Folder, corpus: str, refused: Sequence[str] = ()) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("moment", [UPLOADED, COPIED, MOVED])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_exact_rounds_killed_and_started_again_pick_the_same(
     moment: str, store: ObjectStore, stored_table: str, table: str, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     cluster: None,
 ) -> None:  # fmt: skip
-    out = store.url(f"killed/exact-{[UPLOADED, COPIED, MOVED].index(moment)}")
+    out = store.url(f"killed/exact-{moment}")
     command = ["select", stored_table, "--out", out, "--size", "12", "--partitions", "2", "--exact"]
-    killed(store, moment.format(r"rounds/picks\.parquet"), 3, command, on_ray=True)
+    killed(store, MOMENTS[moment].format(r"rounds/picks\.parquet"), 3, command, on_ray=True)
     with caplog.at_level(logging.INFO, "raydpp"):
         assert main(command) == 0
     assert "resumes after" in caplog.text
@@ -377,7 +383,7 @@ def test_other_stages_killed_and_started_again(
     }[stage]
     out = store.url(f"killed/{stage}")
     command = [stage, *given, "--out", out]
-    killed(store, COPIED.format(name), 1, command, on_ray=False)
+    killed(store, MOMENTS["copied"].format(name), 1, command, on_ray=False)
     assert not Folder.at(out).has("_SUCCESS")
     assert main(command) == 0
     if stage == "measure":
@@ -407,7 +413,7 @@ def test_connections_refused_while_extract_works(
     out = store.folder(f"away/{away}")
     given = ["--model", tiny_model, "--dimension", "16", "--rows-per-file", "4"]
     command = ["extract", stored_corpus, "--out", out.url, *given]
-    store.at(COPIED.format(r"gradients/[^/]*\.parquet"), 3, threading.Thread(target=pause).start)
+    store.at(MOMENTS["copied"].format(r"gradients/[^/]*\.parquet"), 3, threading.Thread(target=pause).start)
     code = main(command)
     if not away:
         assert code == 3

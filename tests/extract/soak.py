@@ -6,19 +6,20 @@ Every few seconds a node goes and another one comes, or the process of an actor 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shutil
 import signal
 import sys
 import tempfile
-import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-EVERY = 4.0
+EVERY = 15.0
 """Seconds from one death to the next."""
 
 
@@ -44,16 +45,17 @@ def main(root: str, corpus: str, folder: str, model: str) -> None:
     nodes = [cluster.add_node(num_cpus=1, **store) for _ in range(3)]
     cluster.wait_for_nodes()
     ray.init(address=cluster.address, log_to_driver=False)
-    deaths: Counter[str] = Counter()
+    draw = random.Random(0)
 
-    @contextlib.contextmanager
-    def chaos(log: Path) -> Iterator[None]:
-        """Something dies every few seconds; the last word of a line of the log is the process of an actor."""
-        ended = threading.Event()
-        draw = random.Random(0)
+    def under_fire(work: Callable[[], Any], log: Path) -> None:
+        """Work in a thread, since only the main one may start nodes; meanwhile something dies every few seconds.
 
-        def kill() -> None:
-            while not ended.wait(EVERY):
+        The last word of a line of the log is the process of an actor.
+        """
+        deaths: Counter[str] = Counter()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(work)
+            while not wait([running], EVERY).done:
                 lines = log.read_text().split("\n")[:-1] if log.exists() else []
                 if draw.random() < 0.5 and lines:
                     with contextlib.suppress(ProcessLookupError):
@@ -63,26 +65,17 @@ def main(root: str, corpus: str, folder: str, model: str) -> None:
                     cluster.remove_node(nodes.pop(draw.randrange(len(nodes))), allow_graceful=False)
                     nodes.append(cluster.add_node(num_cpus=1, **store))
                     deaths["nodes"] += 1
-
-        thread = threading.Thread(target=kill)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+            print(running.result().summary)
+        print(f"deaths: {json.dumps(deaths)}")
 
     log = Path(folder, "log")
     workers.FeatureActor = faulty(log, seconds=0.5)  # type: ignore[misc]
-    with chaos(log.with_suffix(".at")):
-        print(extract(corpus, f"{folder}/out", model, dimension=16, rows_per_file=32, actors=3).summary)
-    print(f"extract: {dict(deaths)}")
-    deaths.clear()
+    options: dict[str, Any] = {"dimension": 16, "rows_per_file": 32, "actors": 3}
+    under_fire(lambda: extract(corpus, f"{folder}/out", model, **options), log.with_suffix(".at"))
     shard_actors.PATIENCE = 120.0
-    shard_actors._ShardActor = faulty_shard(Path(folder, "rounds"), seconds=0.2)  # type: ignore[misc]
-    with chaos(Path(folder, "rounds.at")):
-        print(select(f"{folder}/out", f"{folder}/subset", 200, partitions=4, exact=True, redundancy="never").summary)
-    print(f"exact: {dict(deaths)}")
+    shard_actors._ShardActor = faulty_shard(Path(folder, "rounds"), seconds=1.0)  # type: ignore[misc]
+    options = {"partitions": 4, "exact": True, "redundancy": "never"}
+    under_fire(lambda: select(f"{folder}/out", f"{folder}/subset", 200, **options), Path(folder, "rounds.at"))
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(sockets, ignore_errors=True)
