@@ -45,8 +45,16 @@ class ActorPlan:
 
     def __str__(self) -> str:
         count = str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
-        each = f"{self.gpus:g} GPU" if self.gpus else f"{self.threads} CPU threads, no GPU"
+        gpus = f"{self.gpus:g} GPU{'s' if self.gpus > 1 else ''}"
+        each = gpus if self.gpus else f"{self.threads} CPU threads, no GPU"
         return f"{count} actor{'s' if self.most > 1 else ''} with {each} each"
+
+
+def checked_gpus(gpus: float) -> float:
+    """The GPUs of one actor; UserError for a number that makes no sense."""
+    if 0 <= gpus <= 1 or (gpus > 1 and float(gpus).is_integer()):
+        return float(gpus)
+    raise UserError(f"--gpus-per-actor {gpus:g}: give 0, a part of one GPU such as 0.5, or a whole number")
 
 
 def plan_actors(
@@ -72,9 +80,7 @@ def plan_actors(
         UserError: GPUs are asked for where the cluster has none and can get none, or a number makes no sense.
     """
     gpus_possible = max(possible.get("GPU", 0.0), now.get("GPU", 0.0))
-    gpus = (1.0 if gpus_possible >= 1 else 0.0) if gpus_per_actor is None else float(gpus_per_actor)
-    if gpus < 0 or (gpus > 1 and gpus != int(gpus)):
-        raise UserError(f"--gpus-per-actor {gpus:g}: give 0, a part of one GPU such as 0.5, or a whole number")
+    gpus = (1.0 if gpus_possible >= 1 else 0.0) if gpus_per_actor is None else checked_gpus(gpus_per_actor)
     if actors is not None and actors < 1:
         raise UserError(f"--actors {actors}: at least one actor is needed")
     if gpus > gpus_possible and not own:

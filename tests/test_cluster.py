@@ -51,6 +51,9 @@ def test_gpus_are_used_where_there_are_or_can_be_some() -> None:
     assert (growing.gpus, growing.least, growing.most) == (1.0, 1, 8)
     shared = plan_actors({"CPU": 8.0, "GPU": 1.0}, {}, gpus_per_actor=0.5)
     assert (shared.gpus, shared.most) == (0.5, 2)
+    several = plan_actors({"CPU": 8.0, "GPU": 7.0}, {}, gpus_per_actor=3)
+    assert (several.gpus, several.most) == (3, 2)
+    assert str(several) == "1 to 2 actors with 3 GPUs each"
     none = plan_actors({"CPU": 8.0, "GPU": 1.0}, {}, gpus_per_actor=0)
     assert none.gpus == 0
 
@@ -61,6 +64,9 @@ def test_gpus_are_used_where_there_are_or_can_be_some() -> None:
         (1, None, "this cluster has 0 and can get 0"),
         (1.5, None, "whole number"),
         (-1, None, "give 0"),
+        (float("nan"), None, "give 0"),
+        (float("inf"), None, "give 0"),
+        (4, None, "4 GPU for each actor is asked for, but this cluster has 0"),
         (None, 0, "at least one actor"),
     ],
 )

@@ -25,11 +25,18 @@ from raydpp.runs import RunResult
 
 _TRIED = 8  # examples whose features are computed together and alone
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-4, "bfloat16": 0.1, "float16": 0.1}
+_TOLERANCE_QUANTISED = 0.5  # the last bit of an input decides now and then to which of 8 bits' numbers it is rounded
 _ACTORS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def dry_run(
-    chosen: Sample, config: ExtractorConfig, masking: Masking, out: str, store_as: str, seconds: float = 60
+    chosen: Sample,
+    config: ExtractorConfig,
+    masking: Masking,
+    out: str,
+    store_as: str,
+    gpus_per_actor: float | None = None,
+    seconds: float = 60,
 ) -> RunResult:
     """Count, check and time a run without starting it: nothing is written, the record holds the ``estimate``.
 
@@ -37,7 +44,8 @@ def dry_run(
         UserError: The model cannot be loaded, no conversation has a response token, or the features of a few examples
             depend on what they are batched with.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() and gpus_per_actor != 0 else "cpu"
+    gpus = max(1, int(gpus_per_actor or 0))
     examples, reasons = tokenize_first(chosen, config, masking)
     rejected = sum(reasons.values())
     if not examples:
@@ -45,20 +53,21 @@ def dry_run(
             f"none of the first {rejected} conversations can be used: {max(reasons, key=reasons.__getitem__)}"
         )
     began = time.perf_counter()
-    extractor = load_extractor(config, device)
+    extractor = load_extractor(config, device, gpus)
     start_up = time.perf_counter() - began
-    dtype = str(next(extractor.model.parameters()).dtype).removeprefix("torch.")
+    dtype = _dtype(extractor)
     error = batch_error(extractor, examples[:_TRIED])
-    if error > _TOLERANCE[dtype]:
+    tolerance = _TOLERANCE_QUANTISED if getattr(extractor.model, "is_quantized", False) else _TOLERANCE[dtype]
+    if error > tolerance:
         raise UserError(
             f"the features of {min(_TRIED, len(examples))} examples change by {error:.1e} of their length with the"
-            f" batch they are in ({dtype} allows {_TOLERANCE[dtype]:g}): this model is not causal, or mixes the"
+            f" batch they are in ({dtype} allows {tolerance:g}): this model is not causal, or mixes the"
             " examples of a batch"
         )
     measured, features = _measure(extractor, examples, seconds)
     estimate = _estimate(chosen.rows, examples, rejected, extractor, store_as, measured)
     found = fidelity(features) if config.representation == "gradient" else None
-    estimate |= {"device": device, "start_up_seconds": start_up, "batch_error": error}
+    estimate |= {"device": device, "devices": gpus, "start_up_seconds": start_up, "batch_error": error}
     estimate |= {"fidelity": None if found is None else asdict(found)}
     return RunResult(out, {"stage": "extract", "estimate": estimate}, _summary(estimate))
 
@@ -143,7 +152,8 @@ def _flops(extractor: Extractor, tokens: float, response_tokens: float) -> float
     head: Any = getattr(model, "get_output_embeddings", lambda: None)()
     top = head.weight.numel() if head is not None else 0
     apart = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding) or module is head}
-    body = sum(p.numel() for p in model.parameters() if id(p) not in apart)
+    packed = {id(p): 2 * p.element_size() for p in model.parameters() if type(p).__name__ == "Params4bit"}
+    body = sum(packed.get(id(p), 1) * p.numel() for p in model.parameters() if id(p) not in apart)
     backward = 0.0
     if isinstance(extractor, GradientExtractor):
         order = {id(module): n for n, module in enumerate(model.modules())}
@@ -166,8 +176,9 @@ def _summary(e: dict[str, Any]) -> str:
         f"table: {e['table_bytes'] / 2**20:,.1f} MiB",
         f"features of {_TRIED} examples, batched and alone, differ by {e['batch_error']:.1e} of their length",
         *([Fidelity(**e["fidelity"]).words(e["dimension"])] if e["fidelity"] else []),
-        f"measured here on one {e['device']}: {measured['tokens_per_second']:,.0f} tokens/s over"
-        f" {measured['seconds']:.0f} s; the model loads in {e['start_up_seconds']:.0f} s",
+        f"measured here on {'one' if e['devices'] == 1 else e['devices']} {e['device']}:"
+        f" {measured['tokens_per_second']:,.0f} tokens/s over {measured['seconds']:.0f} s; the model loads in"
+        f" {e['start_up_seconds']:.0f} s",
         f"{e['actor_hours']:,.2f} actor-hours on devices like this one: "
         + ", ".join(f"{hours:,.2f} h with {count}" for count, hours in e["hours"].items()),
         "dry run: nothing was written",

@@ -9,13 +9,14 @@ from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from raydpp import runs
-from raydpp.cluster import cluster_plan, connect, unwrap_task_errors
+from raydpp.cluster import checked_gpus, cluster_plan, connect, unwrap_task_errors
 from raydpp.diversity.fidelity import SAMPLE, Fidelity, fidelity
 from raydpp.errors import UserError, checked_seed
 from raydpp.extract.sample import choose
 from raydpp.extract.sample import identity as identity_of
 from raydpp.extract.units import REJECTS, drop_absent, plan_units, scan_output, unit_rows
 from raydpp.gradients.config import Adapter, ExtractorConfig, Masking, rank_for, resolve_dtype
+from raydpp.gradients.model import check_quantization, require_plain_weights
 from raydpp.gradients.optimizer import learning_rate, moments_file
 from raydpp.progress import progress_bar
 from raydpp.storage import Folder, absolute
@@ -46,6 +47,7 @@ def extract(
     end_of_turn: bool = True,
     difficulty: bool = False,
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto",
+    quantization: Literal["8bit", "4bit"] | None = None,
     batch_tokens: int | None = None,
     store_as: Literal["int8", "float16", "float32"] | None = None,
     rows_per_file: int | None = None,
@@ -103,10 +105,14 @@ def extract(
 
     Scale:
         dtype: Floating point type of the model; auto is float32 on a CPU and bfloat16 on a GPU.
+        quantization: To how many bits bitsandbytes (pip install bitsandbytes) rounds the weights of the model's linear
+            layers as they are loaded: 8bit, or 4bit (NF4), for a half or about a quarter of bfloat16's memory. The
+            gradients are those of the rounded model; default no rounding.
         batch_tokens: The most tokens, padding included, in one forward and backward pass; default 512 on a CPU, 16384
             on a GPU. Halved where memory runs out.
         gpus_per_actor: GPUs of one actor; default 1 where the cluster has GPUs, else 0. Where an autoscaler is to bring
-            them, give it.
+            them, give it. Several hold a model that is too large for one, each some of its layers, and work one after
+            the other; a part such as 0.5 lets actors with a small model share one.
         actors: How many actors; default one for every GPU, or one for every node where there is no GPU.
         address: Ray cluster to use; default RAY_ADDRESS, else a local one for this run.
         dry_run: Whether only to measure for a minute, here and without Ray, and say what the run would cost.
@@ -130,6 +136,7 @@ def extract(
         if value is not None and (value < 2 or value % 2):
             raise UserError(f"--{name} {value}: it must be an even number, at least 2")
     checked_seed("--seed", seed)
+    checked_gpus(gpus_per_actor or 0)
     for name, value in (("batch-tokens", batch_tokens), ("rows-per-file", rows_per_file)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: it must be at least 1")
@@ -144,6 +151,10 @@ def extract(
         if representation != "gradient":
             raise UserError(f"--optimizer adam is for gradients, and --representation {representation} has none")
         moments_file(adapter)
+    if quantization:
+        if representation == "embedding":
+            raise UserError("--quantization is for language models: leave it out for a text encoder")
+        check_quantization(model, dtype)
     stored_as = store_as or ("int8" if representation == "gradient" else "float16")
     source = Folder.at(corpus)
     corpus_record = runs.load_finished(["ingest"], source)
@@ -161,15 +172,18 @@ def extract(
         batch_tokens,
         difficulty,
         optimizer,
+        quantization,
     )
     if dry_run:
         from raydpp.extract.dry_run import dry_run as measure_cost
         from raydpp.gradients.model import hidden_width, load_config, load_tokenizer, longest_input
 
         settings = load_config(model)
+        if quantization:
+            require_plain_weights(model, settings)
         extractor = replace(extractor, rank=lora_rank or rank_for(hidden_width(settings)))
         longest = min(max_length, longest_input(settings, load_tokenizer(model)) or max_length)
-        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as)
+        return measure_cost(chosen, extractor, Masking(longest, end_of_turn), out, stored_as, gpus_per_actor)
     if shortlist and not (sources or limit or per_source) and chosen.rows < len(shortlist):
         log.warning("extract: %d of the ids of --only are not in %s", len(shortlist) - chosen.rows, corpus)
     run = runs.resume("extract", config, [identity_of(corpus_record, shortlist)], free=["corpus", "only", "prune"])
@@ -181,6 +195,8 @@ def extract(
     from raydpp.gradients.model import hidden_width, load_config, longest_input
 
     settings = load_config(model)  # what cannot be loaded is better known before actors are started
+    if quantization:
+        require_plain_weights(model, settings)
     tokenizer = cached_tokenizer(model)
     masking = Masking(min(max_length, longest_input(settings, tokenizer) or max_length), end_of_turn)
     connect(address, given)

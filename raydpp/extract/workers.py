@@ -261,7 +261,7 @@ def _load(config: ExtractorConfig, plan: ActorPlan) -> Features:
 
     if not plan.gpus:
         torch.set_num_threads(plan.threads)
-    return load_extractor(config, "cuda" if plan.gpus else "cpu")
+    return load_extractor(config, "cuda" if plan.gpus else "cpu", max(1, int(plan.gpus)))
 
 
 def feature_table(

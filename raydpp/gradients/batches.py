@@ -68,7 +68,8 @@ class TokenBatches:
                 halves += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
             else:
                 reasons[batch[0]] = reason or (
-                    f"out of memory on {lengths[batch[0]]} tokens alone: a smaller --max-length would let it fit"
+                    f"out of memory on {lengths[batch[0]]} tokens alone: a smaller --max-length would let it fit,"
+                    " or more --gpus-per-actor"
                 )
         return BatchedRows(_in_order(done, len(examples)), reasons, padded)
 

@@ -23,7 +23,7 @@ class GradientCapture:
     Every parameter of the model must be frozen (``requires_grad`` false): the first captured layer's output starts
     the graph, so nothing before it is differentiated. The loss must be a SUM over examples, so that an example's
     gradient does not depend on its neighbours. Forward passes without gradients (``torch.no_grad``) do not count. The
-    projected gradients are summed in ``dtype``.
+    projected gradients are summed in ``dtype``, on each device those of its layers.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class GradientCapture:
         self._layers = layers
         self._projection = projection
         self._dtype = dtype
-        self._total: Tensor | None = None  # (n, D)
+        self._totals: dict[torch.device, Tensor] = {}  # (n, D)
 
     @contextmanager
     def __call__(self, examples: int) -> Iterator[None]:
@@ -42,13 +42,16 @@ class GradientCapture:
         finally:
             for handle in handles:
                 handle.remove()
-            self._total = None
+            self._totals = {}
 
     def projected(self) -> Tensor:
         """The (n, D) projected gradients of the backward passes since the last call; forgets them."""
-        if self._total is None:
+        if not self._totals:
             raise RuntimeError("no backward pass has reached a captured layer")
-        total, self._total = self._total, None
+        total, *others = self._totals.values()
+        self._totals = {}
+        for other in others:
+            total += other.to(total.device)
         return total
 
     def _forward_hook(self, layer: TargetLayer, examples: int) -> Callable[..., None]:
@@ -56,19 +59,21 @@ class GradientCapture:
             if not torch.is_grad_enabled():
                 return
             # The forward pass comes by here: the layer's inputs a_s. Some models hand their layers all positions of
-            # all examples in one row: (n * s, features).
-            inputs = arguments[0].detach().reshape(examples, -1, arguments[0].shape[-1])  # (n, s, inputs)
+            # all examples in one row: (n * s, features). Where a model's layers are spread over devices, a layer moves
+            # its inputs to its own as it is called.
+            inputs = arguments[0].detach().to(output.device)
+            inputs = inputs.reshape(examples, -1, inputs.shape[-1])  # (n, s, inputs)
             reduced = self._projection.reduce_inputs(layer.name, inputs)  # (n, s, rows)
             if not output.requires_grad:
                 output.requires_grad_(True)  # the graph starts here: nothing upstream needs a gradient
 
             def add_gradient(gradient: Tensor) -> None:
                 # The backward pass comes by here: the gradients g_s at the layer's outputs.
-                if self._total is None:
+                if reduced.device not in self._totals:
                     shape = (examples, self._projection.dimension)
-                    self._total = torch.zeros(shape, dtype=self._dtype, device=reduced.device)
+                    self._totals[reduced.device] = torch.zeros(shape, dtype=self._dtype, device=reduced.device)
                 gradient = gradient.reshape(examples, reduced.shape[1], -1)  # (n, s, outputs)
-                self._projection.add_layer(self._total, layer.name, reduced, gradient)
+                self._projection.add_layer(self._totals[reduced.device], layer.name, reduced, gradient)
 
             output.register_hook(add_gradient)
 

@@ -11,6 +11,7 @@ Representation = Literal["gradient", "hidden", "weighted-hidden", "embedding"]
 LoraInit = Literal["signs", "gaussian"]
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["auto", "float64", "float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,10 @@ class ExtractorConfig:
         difficulty: Whether to compute instruction-following difficulty too, one more forward pass.
         optimizer: "sgd" for the gradient as it is, "adam" for what Adam makes of it by the second moments in the
             folder of a trained adapter (``optimizer``).
+        quantization: To how many bits bitsandbytes rounds the weights of the model's linear layers, all but the head,
+            as they are loaded: 8, and the layers' inputs token by token (LLM.int8 without its decomposition, Dettmers
+            et al. 2022, arXiv 2208.07339, section 2), or 4 (NF4, Dettmers et al. 2023, arXiv 2305.14314, section 3);
+            None leaves them as they are.
     """
 
     model: str
@@ -64,6 +69,7 @@ class ExtractorConfig:
     batch_tokens: int | None = None
     difficulty: bool = False
     optimizer: Optimizer = "sgd"
+    quantization: Quantization | None = None
 
     def budget(self, device: str) -> int:
         """The most token positions of a batch on a type of device, such as cpu or cuda."""

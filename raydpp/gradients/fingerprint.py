@@ -28,6 +28,8 @@ def fingerprint(extractor: ExtractorConfig, masking: Masking, tokenizer: Any, st
         "stored_as": store_as,
         "raydpp": __version__,
     }
+    if extractor.quantization:
+        found["quantization"] = extractor.quantization
     if extractor.representation != "embedding":
         found["template"] = _hash(template_of(tokenizer))
     if extractor.representation == "gradient":

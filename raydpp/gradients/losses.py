@@ -49,14 +49,16 @@ class ResponseLoss:
         if self.parts is not None:
             decoder, head = self.parts
             hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state  # (n, s, H)
-            nats = _ChunkedCrossEntropy.apply(hidden[row, column], head.weight, head.bias, target)  # (t,)
+            last, top = hidden.device, head.weight.device  # other ones than the tokens', where the model is spread
+            states = hidden[row.to(last), column.to(last)].to(top)  # (t, H)
+            nats = _ChunkedCrossEntropy.apply(states, head.weight, head.bias, target.to(top))  # (t,)
         else:
-            kept = torch.nonzero(predicts.any(0)).squeeze(1)  # (c,)
-            logits = self._model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits  # (n, c, V)
-            if logits.shape[1] != len(kept):  # some models give them all, whatever they are asked for
-                logits = logits[:, kept]
-            chosen = logits[predicts[:, kept]]  # (t, V), in the order of row and column
+            first = int(column.min())
+            kept = ids.shape[1] - first  # positions, from the first that predicts: as a number it has no device
+            logits = self._model(input_ids=ids, logits_to_keep=kept, use_cache=False).logits  # (n, kept or more, V)
+            chosen = logits[:, -kept:-1][predicts[:, first:]]  # (t, V), in the order of row and column
             nats = nn.functional.cross_entropy(at_least_float32(chosen), target, reduction="none")  # (t,)
+        nats = nats.to(ids.device)
         total = torch.zeros(len(ids), dtype=nats.dtype, device=nats.device).index_add(0, row, nats)
         return total / predicts.sum(1), hidden
 
@@ -99,6 +101,8 @@ def _decoder_and_head(model: nn.Module) -> tuple[nn.Module, nn.Linear] | None:
     decoder = getattr(plain, "base_model", None)
     head = getattr(plain, "get_output_embeddings", lambda: None)()
     if decoder is None or decoder is plain or type(head) is not nn.Linear:  # a class of its own may do more
+        return None
+    if head.weight.is_meta:  # it lies on disk, but while it is called
         return None
     ids = torch.arange(8, device=head.weight.device)[None] % len(head.weight)  # (1, 8)
     with torch.no_grad():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import importlib.util
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from raydpp.errors import UserError, few
-from raydpp.gradients.config import Dtype, resolve_dtype
+from raydpp.gradients.config import Dtype, Quantization, resolve_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -35,26 +36,40 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def load_model(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
-    """The frozen language model in evaluation mode on the device.
+def load_model(
+    name: str,
+    device: torch.device,
+    dtype: Dtype = "auto",
+    quantization: Quantization | None = None,
+    gpus: int = 1,
+) -> nn.Module:
+    """The frozen language model in evaluation mode on the device, or its layers on the first ``gpus`` GPUs.
 
-    UserError where it cannot be loaded, or where a weight of it is not there: transformers would draw one at random.
+    UserError where it cannot be loaded, does not fit, or lacks a weight: transformers would draw one at random.
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, device, dtype)
+    return _load(AutoModelForCausalLM, name, device, dtype, quantization, gpus)
 
 
-def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto") -> nn.Module:
+def load_encoder(name: str, device: torch.device, dtype: Dtype = "auto", gpus: int = 1) -> nn.Module:
     """The same for a text encoder (or a language model without its head)."""
     from transformers import AutoModel
 
     # What pools the tokens is of no use here, and many encoders are published without it.
-    model: Any = _load(AutoModel, name, device, dtype, needless="pooler")
+    model: Any = _load(AutoModel, name, device, dtype, None, gpus, needless="pooler")
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
-def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: str = "") -> nn.Module:
+def _load(
+    kind: Any,
+    name: str,
+    device: torch.device,
+    dtype: Dtype,
+    quantization: Quantization | None,
+    gpus: int,
+    needless: str = "",
+) -> nn.Module:
     import torch
 
     convert = f"from transformers import {kind.__name__} as M; M.from_pretrained(d).save_pretrained(d)"
@@ -65,6 +80,8 @@ def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: st
             kind.from_pretrained,
             local_model(name),
             dtype=wanted,
+            quantization_config=_bitsandbytes(quantization, wanted),
+            **_places(device, gpus),
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -72,10 +89,71 @@ def _load(kind: Any, name: str, device: torch.device, dtype: Dtype, needless: st
         model: nn.Module
         model, found = load()
         if prefix := _stray_prefix(found["missing_keys"], found["unexpected_keys"]):
+            del model  # there may be no room for two
             model, found = load(key_mapping={f"^{re.escape(prefix)}": ""})
             log.warning("the weights of %r are stored under %s...: this prefix was left out", name, prefix)
         _require_all_weights(name, found, needless)
-    return model.requires_grad_(False).eval().to(device)
+        if gpus > 1 and {"cpu", "disk"} & set(getattr(model, "hf_device_map", {}).values()):
+            raise MemoryError
+    layers: Any = model.modules()
+    for layer in layers:  # bitsandbytes packs 4-bit weights for some CPUs in a form without a backward pass
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model.requires_grad_(False).eval()
+
+
+_FILLED = 0.9  # of a GPU's free memory by weights, at most: the rest is for what they compute
+
+
+def _places(device: torch.device, gpus: int) -> dict[str, Any]:
+    """Where transformers is to put the weights; what has no place among several GPUs it leaves on disk."""
+    import torch
+
+    if gpus == 1:
+        return {"device_map": {"": device}}
+    if (seen := torch.cuda.device_count()) < gpus:
+        raise UserError(
+            f"one model is to be spread over {gpus} GPUs, and this process sees {seen}: give a lower --gpus-per-actor,"
+            " or run where there are as many"
+        )
+    free = {number: int(_FILLED * torch.cuda.mem_get_info(number)[0]) for number in range(gpus)}
+    return {"device_map": "balanced", "max_memory": free}
+
+
+def _bitsandbytes(quantization: Quantization | None, dtype: torch.dtype) -> Any:
+    """transformers' configuration of a quantization; None for none, or for the checkpoint's own."""
+    # would say of every layer in every batch that it rounds its inputs, too
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if quantization is None:
+        return None
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        # A threshold would leave whole columns of the inputs unrounded, wherever one token of the batch is large in
+        # them: an example's features would move with its neighbours by as much as the rounding moves them.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+def check_quantization(name: str, dtype: Dtype) -> None:
+    """UserError where --quantization cannot be had for a model of this name and type, whatever its weights are."""
+    if dtype == "float64":
+        raise UserError("--quantization and --dtype float64: rounded weights compute in float32 or shorter types")
+    if name.endswith(".gguf"):
+        raise UserError(
+            f"--quantization would round the weights of {name} a second time: give the model itself, or leave it out"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "--quantization needs bitsandbytes, which is not installed here: pip install bitsandbytes, on every machine"
+            " of the cluster"
+        )
+
+
+def require_plain_weights(name: str, config: Any) -> None:
+    """UserError where a model's weights were saved as quantised ones: --quantization would change nothing."""
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"--quantization: the weights of {name!r} are quantised already; leave it out to use them so")
 
 
 def _stray_prefix(missing: Iterable[str], unexpected: Iterable[str]) -> str | None:
@@ -190,6 +268,11 @@ def _loading(name: str, what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, KeyError, ImportError ... for a bad name
+        if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "offload" in str(error):
+            raise UserError(
+                f"the {what} {name!r} does not fit into memory: raydpp extract spreads a model over more GPUs with"
+                " --gpus-per-actor, and rounds its weights with --quantization"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise UserError(
             f"the {what} {name!r} could not be loaded: {reason}. Give a Hugging Face name that this machine can"

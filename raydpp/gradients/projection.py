@@ -37,7 +37,7 @@ class Projection:
     projections, and what they differ by tells how far their sum is off. Inputs of no more features than a half has
     rows are kept whole. R is of random signs, or of normal numbers (``init``). The same seed gives the same map,
     another seed an independent one. Products are rounded to ``dtype``, or to the gradients' own type where that is
-    wider; sums are of the total's.
+    wider; sums are of the total's. ``device`` is that of all layers, or that of each by its name.
 
     ``scales`` multiply the gradients of the layers that they name entry by entry, (outputs, inputs) each, so that these
     are formed after all, a layer at a time, in the scales' type where that is wider.
@@ -52,7 +52,7 @@ class Projection:
         dimension: int,
         rows: int,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Mapping[str, torch.device] = "cpu",
         dtype: torch.dtype = torch.float32,
         init: LoraInit = "signs",
         scales: Mapping[str, Tensor] | None = None,
@@ -68,15 +68,16 @@ class Projection:
         self._sign: dict[str, Tensor] = {}  # (2, E): of the E entries in each half
         self._shift: dict[str, int] = {}
         for name, (outputs, inputs) in shapes.items():
+            place = device[name] if isinstance(device, Mapping) else device
             kept = inputs if inputs <= rows // 2 else rows // 2
             right = None
             if kept < inputs:
                 draw = {"signs": rademacher, "gaussian": gaussian}[init]
                 right = torch.from_numpy(draw(rows, inputs, derived_generator(seed, name, "right")))
-                right = right.to(device, dtype)
+                right = right.to(place, dtype)
             self.maps[name] = right
             spread = derived_generator(seed, name, "spread")
-            self._sign[name] = torch.from_numpy(_signs((2, outputs * kept), spread)).to(device, dtype)
+            self._sign[name] = torch.from_numpy(_signs((2, outputs * kept), spread)).to(place, dtype)
             self._shift[name] = int(spread.integers(half))
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:

@@ -28,8 +28,11 @@ from raydpp.gradients.tokenization import TokenizedExample
 log = logging.getLogger(__name__)
 
 
-def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor that a configuration means, with its model loaded. UserError where the model cannot be used."""
+def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu", gpus: int = 1) -> Extractor:
+    """The extractor that a configuration means, with its model loaded on the device, or spread over ``gpus`` GPUs.
+
+    UserError where the model cannot be used.
+    """
     kinds: dict[str, type[Extractor]] = {
         "gradient": GradientExtractor,
         "hidden": HiddenExtractor,
@@ -37,7 +40,7 @@ def load_extractor(config: ExtractorConfig, device: torch.device | str = "cpu") 
         "embedding": EmbeddingExtractor,
     }
     try:
-        return kinds[config.representation](config, device)
+        return kinds[config.representation](config, device, gpus)
     except UserError:
         raise
     except Exception as error:  # whatever a model's own code raises on the probe: no second try would help
@@ -54,7 +57,7 @@ class Extractor(ABC):
     model: nn.Module
     dimension: int
 
-    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu", gpus: int = 1) -> None:
         self.config = config
         self.device = torch.device(device)
         self.batches = TokenBatches(config.budget(self.device.type))
@@ -90,11 +93,11 @@ class Extractor(ABC):
 class GradientExtractor(Extractor):
     """The gradient of the response loss with respect to the adapter, projected to D coordinates."""
 
-    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu", gpus: int = 1) -> None:
         super().__init__(config, device)
-        model = load_model(config.model, self.device, config.dtype)
+        model = load_model(config.model, self.device, config.dtype, config.quantization, gpus)
         self.model, layers = attach_adapter(model, config.adapter)
-        self.target_layers = _capturable(self.model, layers, config.model)
+        self.target_layers, places = _capturable(self.model, layers, config.model, self.device)
         self.dimension = config.dimension
         shapes = {layer.name: layer.shape for layer in self.target_layers}
         dtype = _dtype(self.model)
@@ -107,12 +110,12 @@ class GradientExtractor(Extractor):
             config.dimension,
             config.rank,
             config.projection_seed,
-            self.device,
+            places,
             product,
             config.adapter.init,
             scales,
         )
-        _require_causal(self.model, config.model)
+        _require_causal(self.model, config.model, self.device)
         self.loss = ResponseLoss(self.model, [layer.module for layer in self.target_layers])
         self._capture = GradientCapture(self.target_layers, self.projection, torch.promote_types(dtype, torch.float32))
         self.one_batch([_probe()])
@@ -136,11 +139,11 @@ class HiddenExtractor(Extractor):
     behind the last response, such as a line break, is no token here; RDS+'s code counts it.
     """
 
-    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu", gpus: int = 1) -> None:
         super().__init__(config, device)
-        self.model = load_model(config.model, self.device, config.dtype)
+        self.model = load_model(config.model, self.device, config.dtype, config.quantization, gpus)
         self.dimension = hidden_width(self.model.config)
-        _require_causal(self.model, config.model)
+        _require_causal(self.model, config.model, self.device)
         self.loss = ResponseLoss(self.model)
 
     @torch.no_grad()
@@ -157,9 +160,9 @@ class HiddenExtractor(Extractor):
 class EmbeddingExtractor(Extractor):
     """A text encoder's last hidden states, averaged over all tokens of the text."""
 
-    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: ExtractorConfig, device: torch.device | str = "cpu", gpus: int = 1) -> None:
         super().__init__(config, device)
-        self.model = load_encoder(config.model, self.device, config.dtype)
+        self.model = load_encoder(config.model, self.device, config.dtype, gpus)
         self.dimension = hidden_width(self.model.config)
 
     @torch.no_grad()
@@ -179,6 +182,7 @@ def _positions(examples: Sequence[TokenizedExample], ids: Tensor) -> Tensor:
 
 def _mean_over(hidden: Tensor, weights: Tensor) -> Tensor:
     """(n, s, H) states and (n, s) whole weights, or bool -> (n, H) weighted means, at least in float32."""
+    weights = weights.to(hidden.device)
     return (at_least_float32(hidden) * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
 
 
@@ -212,29 +216,33 @@ def _dtype(model: nn.Module) -> torch.dtype:
     return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
-def _probe_ids(model: nn.Module) -> Tensor:
-    return torch.from_numpy(_probe().ids.astype(np.int64))[None].to(next(model.parameters()).device)  # (1, 8)
+def _probe_ids(device: torch.device) -> Tensor:
+    return torch.from_numpy(_probe().ids.astype(np.int64))[None].to(device)  # (1, 8)
 
 
 _MOST_MISSED = 0.25  # of the target layers' weights, that may be left out with a word
 
 
-def _capturable(model: nn.Module, layers: Sequence[TargetLayer], name: str) -> list[TargetLayer]:
+def _capturable(
+    model: nn.Module, layers: Sequence[TargetLayer], name: str, device: torch.device
+) -> tuple[list[TargetLayer], dict[str, torch.device]]:
     """The layers that are called and give one tensor: all but, say, some mixtures' routers and state-space steps.
 
-    UserError where much of the model would be left out.
+    Also on which devices these compute, by their names. UserError where much of the model would be left out.
     """
-    tensor: dict[str, bool] = {}  # by name, whether a layer that is called gives one
+    places: dict[str, torch.device] = {}
 
     def look(layer: TargetLayer) -> Callable[..., None]:
-        return lambda _module, _inputs, output: tensor.update({layer.name: isinstance(output, Tensor)})
+        return lambda _module, _inputs, output: (
+            places.update({layer.name: output.device}) if isinstance(output, Tensor) else None
+        )
 
     handles = [layer.module.register_forward_hook(look(layer)) for layer in layers]
     with torch.no_grad():
-        model(input_ids=_probe_ids(model), use_cache=False)
+        model(input_ids=_probe_ids(device), use_cache=False)
     for handle in handles:
         handle.remove()
-    kept = [layer for layer in layers if tensor.get(layer.name)]
+    kept = [layer for layer in layers if layer.name in places]
     if left_out := [layer for layer in layers if layer not in kept]:
         names = few([layer.name for layer in left_out])
         if _weights(left_out) > _MOST_MISSED * _weights(layers):
@@ -243,16 +251,16 @@ def _capturable(model: nn.Module, layers: Sequence[TargetLayer], name: str) -> l
                 " cannot be captured: leave them out with --layers or --lora-targets"
             )
         log.warning("%d layers are not called as layers that give a tensor, and are left out: %s", len(left_out), names)
-    return kept
+    return kept, places
 
 
 def _weights(layers: Sequence[TargetLayer]) -> int:
     return sum(math.prod(layer.shape) for layer in layers)
 
 
-def _require_causal(model: nn.Module, name: str) -> None:
+def _require_causal(model: nn.Module, name: str, device: torch.device) -> None:
     """UserError where a token's logits depend on later tokens, or on how many there are: padding would change them."""
-    ids = _probe_ids(model)  # (1, 8)
+    ids = _probe_ids(device)  # (1, 8)
     other = torch.cat([ids[:, :4], ids[:, 4:].flip(1)], dim=1)  # of the same shape, so that rounding is the same
     with torch.no_grad():
         one, two, alone = (

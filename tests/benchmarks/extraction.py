@@ -1,9 +1,11 @@
-"""Time gradient extraction against its peers, in one run: ``python tests/benchmarks/extraction.py CORPUS``.
+"""Check and time gradient extraction, in one run: ``python tests/benchmarks/extraction.py [CORPUS] [--device cuda]``.
 
-CORPUS is the output folder of ``raydpp ingest``. The parts:
+CORPUS is the output folder of ``raydpp ingest``; default the demo's conversations. The parts:
 
+- laws: float32 features beside the CPU's, and features of examples in common batches beside those of each alone;
 - bare: against the same batches' forward and backward pass alone, with the head at response positions only and no
-  weight's gradient; the loss is autograd's, or the extractor's own;
+  weight's gradient; the loss is autograd's, or the extractor's own. On a GPU also the most memory of each;
+- memory: what is left of a budget of a million tokens in a batch on a GPU of which little may be used;
 - bergson: against ``bergson build`` with a projection to 16 x 16 of every layer, on the same rows and token budget;
 - ray: the extract stage, against a loop over the same batches in one process;
 - cheap: few layers and hidden states, against the default;
@@ -32,12 +34,24 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from bergson_peer import bergson
-from extraction_inputs import extractor, few_examples, in_turns, rate, sorted_batches, source_rows, tokenised, tokens_of
+from extraction_inputs import (
+    extractor,
+    few_examples,
+    in_turns,
+    longest,
+    peak_gigabytes,
+    rate,
+    sorted_batches,
+    source_rows,
+    tokenised,
+    tokens_of,
+)
 from printed import machine, table
 from torch import Tensor, nn
 
 from raydpp import runs
-from raydpp.demo import demo_model
+from raydpp.demo import demo_model, write_corpus
+from raydpp.extract.dry_run import batch_error
 from raydpp.extract.dry_run import padding as padding_within
 from raydpp.extract.stage import extract
 from raydpp.extract.units import unit_rows
@@ -47,10 +61,29 @@ from raydpp.gradients.losses import ResponseLoss
 from raydpp.gradients.model import load_model
 from raydpp.gradients.representations import load_extractor
 from raydpp.gradients.tokenization import TokenizedExample
+from raydpp.ingest.stage import ingest
 from raydpp.tables import GRADIENTS
 
-CPU = torch.device("cpu")
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def laws(options: argparse.Namespace) -> Any:
+    """How far features are from the CPU's, and from those of their examples alone."""
+    examples = few_examples(options)
+    rows, found = [], {}
+    for dtype in options.dtype:
+        ours = extractor(options, dtype)
+        one: dict[str, Any] = {"batch error": batch_error(ours, examples)}
+        if dtype == "float32" and options.device != "cpu":
+            exact = load_extractor(ours.config)(examples).features  # (n, D)
+            one[_LEAST] = float((exact * ours(examples).features).sum(1).min())
+        found[dtype] = one
+        rows.append((dtype, f"{one['batch error']:.1e}", f"{one.get(_LEAST, np.nan):.7f}"))
+    table(("", "largest difference between a common batch and one's own, of 1", _LEAST), rows)
+    return found
+
+
+_LEAST = "least cosine with the CPU's"
 
 
 def bare(options: argparse.Namespace) -> Any:
@@ -60,30 +93,53 @@ def bare(options: argparse.Namespace) -> Any:
     rows, found = [], {}
     for dtype in options.dtype:
         ours = extractor(options, dtype)
-        model: Any = load_model(options.model, CPU, dtype)
+        device = torch.device(options.device)
+        model: Any = load_model(options.model, device, dtype, gpus=options.gpus)
         model.enable_input_require_grads()  # no weight needs a gradient: the graph starts at the embeddings
         own_loss = ResponseLoss(model)
         tokens = tokens_of(examples)
         timed = {
             "raydpp": partial(rate, tokens, ours, examples),
-            "bare": partial(rate, tokens, both_passes, partial(autograd_loss, model), batches),
-            "bare, raydpp's loss": partial(rate, tokens, both_passes, partial(only_loss, own_loss), batches),
+            "bare": partial(rate, tokens, both_passes, partial(autograd_loss, model), batches, device),
+            "bare, raydpp's loss": partial(rate, tokens, both_passes, partial(only_loss, own_loss), batches, device),
         }
         in_turns(timed, 1)  # warms up
         rates = in_turns(timed, options.rounds)
-        found[dtype] = {name: values.tolist() for name, values in rates.items()}
+        peaks = {name: peak_gigabytes(run) for name, run in timed.items()}  # of all three models
+        found[dtype] = {name: {"rates": rates[name].tolist(), "peak GB": peaks[name]} for name in timed}
         own = rates.pop("raydpp")
         for name, peer in rates.items():
-            rows.append(
-                (dtype, name, f"{np.median(peer):.0f}", f"{np.median(own):.0f}", f"{np.median(own / peer):.1%}")
-            )
-    table(("", "peer", "tokens/s", "raydpp", "share"), rows)
+            medians = (f"{np.median(values):.0f}" for values in (peer, own))
+            memory = f"{peaks[name]:.1f}, {peaks['raydpp']:.1f}"
+            rows.append((dtype, name, *medians, f"{np.median(own / peer):.1%}", memory))
+    table(("", "peer", "tokens/s", "raydpp", "share", "GB on GPUs"), rows)
     return found
 
 
-def both_passes(loss: Loss, batches: Iterable[list[TokenizedExample]]) -> None:
+def both_passes(loss: Loss, batches: Iterable[list[TokenizedExample]], device: torch.device) -> None:
     for batch in batches:
-        loss(*pad(batch, CPU)).sum().backward()
+        loss(*pad(batch, device)).sum().backward()
+
+
+_ROOM = 4 * 2**30  # bytes beyond the model
+
+
+def memory(options: argparse.Namespace) -> Any:
+    """The budget that is left, and whether every example has its feature, where memory runs out."""
+    if options.device == "cpu":
+        print("left out: it is for GPUs\n")
+        return None
+    examples = list(tokenised(options, Masking(longest(options))).values())
+    ours = load_extractor(ExtractorConfig(options.model, batch_tokens=2**20), options.device)
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved() + _ROOM) / total))
+    done = ours(examples)
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    found = {"tokens": tokens_of(examples), "budget": ours.batches.budget}
+    found["rejects"] = sum(reason is not None for reason in done.reasons)
+    table(list(found), [[f"{value:,}" for value in found.values()]])
+    return found
 
 
 def autograd_loss(model: Any, ids: Tensor, response: Tensor) -> Tensor:
@@ -101,7 +157,7 @@ def through_ray(options: argparse.Namespace) -> Any:
     """The job from the end of its first unit to its own, beside the extractor alone on the same later units."""
     import ray
 
-    examples = tokenised(options, Masking(options.batch_tokens), options.job_per_source)
+    examples = tokenised(options, Masking(longest(options)), options.job_per_source)
     dtype = options.dtype[0]
     alone = extractor(options, dtype)
     alone(list(examples.values())[:8])  # warms up
@@ -114,9 +170,11 @@ def through_ray(options: argparse.Namespace) -> Any:
                 options.model,
                 sources=options.sources,
                 per_source=options.job_per_source,
-                max_length=options.batch_tokens,
+                max_length=longest(options),
                 batch_tokens=options.batch_tokens,
                 dtype=dtype,
+                gpus_per_actor=0 if options.device == "cpu" else options.gpus,
+                actors=1,
             )
             ray.shutdown()
             files = sorted(Path(out, GRADIENTS).iterdir(), key=lambda file: file.stat().st_mtime)
@@ -139,7 +197,7 @@ def cheap(options: argparse.Namespace) -> Any:
     default = ExtractorConfig(options.model, dtype=options.dtype[0], batch_tokens=options.batch_tokens)
     last = {f"last:{n}": replace(default, adapter=Adapter(layers=f"last:{n}")) for n in (1, 2, 4, 8, 15)}
     configs = {"default": default, **last, "hidden": replace(default, representation="hidden")}
-    loaded = {name: load_extractor(config) for name, config in configs.items()}
+    loaded = {name: load_extractor(config, options.device, options.gpus) for name, config in configs.items()}
     timed = {name: partial(rate, tokens_of(examples), one, examples) for name, one in loaded.items()}
     rates = in_turns(timed, options.rounds)
     table(
@@ -183,7 +241,9 @@ def padding_in_order(lengths: Sequence[int], budget: int) -> float:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "laws": laws,
     "bare": bare,
+    "memory": memory,
     "bergson": bergson,
     "ray": through_ray,
     "cheap": cheap,
@@ -193,25 +253,34 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", help="output folder of raydpp ingest")
+    parser.add_argument("corpus", nargs="?", help="output folder of raydpp ingest; default the demo's conversations")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where models are (cpu)")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs that one model is spread over (1)")
     parser.add_argument("--model", help="a model, as for raydpp extract; default the demo's")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure; default all")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], help="of the model; ray takes the first")
     parser.add_argument("--sources", nargs="+", help="sources of the corpus; default all")
-    parser.add_argument("--per-source", type=int, default=6, help="examples of each, for bare and bergson (6)")
-    parser.add_argument("--job-per-source", type=int, default=24, help="examples of each, for ray (24)")
+    parser.add_argument("--per-source", type=int, help="examples of each, for laws, bare and bergson (6; 200 on a GPU)")
+    parser.add_argument("--job-per-source", type=int, help="examples of each, for ray (24; 200 on a GPU)")
     parser.add_argument("--padding-rows", type=int, default=4000, help="examples, for padding (4000)")
-    parser.add_argument("--batch-tokens", type=int, default=512, help="tokens of a batch, and of an example (512)")
+    parser.add_argument("--batch-tokens", type=int, help="tokens of a batch, and at most of an example (512; 16384)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds, whose medians are printed (3)")
     parser.add_argument("--bergson", metavar="PYTHON", help="an interpreter that has bergson")
     parser.add_argument("--out", type=Path, help="JSON file for all numbers")
     options = parser.parse_args()
     options.model = options.model or demo_model()
+    on_gpu = options.device == "cuda"
+    options.per_source = options.per_source or (200 if on_gpu else 6)
+    options.job_per_source = options.job_per_source or (200 if on_gpu else 24)
+    options.batch_tokens = options.batch_tokens or ExtractorConfig(options.model).budget(options.device)
     found = {}
-    for name in options.parts:
-        print(f"### {name}\n", flush=True)
-        found[name] = PARTS[name](options)
-    print(machine("torch", "transformers", "ray"))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.corpus is None:
+            options.corpus = ingest([write_corpus(Path(folder, "raw"))], f"{folder}/corpus").out
+        for name in options.parts:
+            print(f"### {name}\n", flush=True)
+            found[name] = PARTS[name](options)
+    print(f"{torch.cuda.get_device_name()}; " if on_gpu else "", machine("torch", "transformers", "ray"), sep="")
     if options.out:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
 

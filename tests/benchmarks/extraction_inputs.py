@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from raydpp import runs
 from raydpp.errors import RowError
@@ -44,10 +45,15 @@ def tokenised(
 
 def few_examples(options: argparse.Namespace) -> list[TokenizedExample]:
     """``--per-source`` examples of every source, none longer than a batch."""
-    examples = list(tokenised(options, Masking(options.batch_tokens), options.per_source).values())
+    examples = list(tokenised(options, Masking(longest(options)), options.per_source).values())
     responses = sum(int(example.response.sum()) for example in examples)
     print(f"{len(examples)} examples, {tokens_of(examples):,} tokens, {responses:,} of them responses\n")
     return examples
+
+
+def longest(options: argparse.Namespace) -> int:
+    """The most tokens of an example: those of a batch, and no more than extract takes by itself."""
+    return min(options.batch_tokens, Masking().max_length)
 
 
 def sorted_batches(examples: Sequence[TokenizedExample], budget: int) -> list[list[int]]:
@@ -65,14 +71,26 @@ def tokens_of(examples: Sequence[TokenizedExample]) -> int:
 
 
 def extractor(options: argparse.Namespace, dtype: Dtype) -> Extractor:
-    return load_extractor(ExtractorConfig(options.model, dtype=dtype, batch_tokens=options.batch_tokens))
+    config = ExtractorConfig(options.model, dtype=dtype, batch_tokens=options.batch_tokens)
+    return load_extractor(config, options.device, options.gpus)
 
 
 def rate(tokens: int, run: Callable[..., Any], *arguments: Any) -> float:
     """Tokens a second of a call that works on that many tokens."""
     began = time.perf_counter()
     run(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return tokens / (time.perf_counter() - began)
+
+
+def peak_gigabytes(run: Callable[[], Any]) -> float:
+    """The most memory that tensors have on the GPUs while a call runs, the model's among them; 0 without GPUs."""
+    gpus = range(torch.cuda.device_count())
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    run()
+    return sum(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / 1e9
 
 
 def in_turns(timed: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, np.ndarray]:

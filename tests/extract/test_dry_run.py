@@ -30,6 +30,7 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(
     weights = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)  # of two blocks' linear layers
     assert 3.5 * weights * estimate["tokens"] < estimate["flops"] - 4 * _HEAD * estimate["response_tokens"]
     assert estimate["flops"] - 4 * _HEAD * estimate["response_tokens"] < 4.5 * weights * estimate["tokens"]
+    assert f"measured here on one {estimate['device']}: " in found.summary
     assert 0 < estimate["fidelity"]["error"] < 0.3
     assert f"a cosine of two examples is off by {estimate['fidelity']['error']:.3f}" in found.summary
     assert "nothing was written" in found.summary
@@ -41,8 +42,8 @@ def test_a_model_that_mixes_the_examples_of_a_batch_is_refused(
 ) -> None:
     real = module.load_extractor
 
-    def mixing(config: ExtractorConfig, device: str) -> Any:
-        extractor = real(config, device)
+    def mixing(config: ExtractorConfig, *where: Any) -> Any:
+        extractor = real(config, *where)
         one_batch = extractor.one_batch
 
         def mixed(examples: Any) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,40 @@ def test_what_has_no_moments_is_refused_before_a_model_is_looked_for(
     for dry_run in (False, True):
         with pytest.raises(UserError, match=words):
             extract(corpus, str(tmp_path / "out"), "no/such-model", optimizer="adam", dry_run=dry_run, **options)
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gpus_per_actor": 1.5}, "--gpus-per-actor 1.5: give 0, a part of one GPU such as 0.5, or a whole number"),
+        ({"quantization": "8bit", "representation": "embedding"}, "leave it out for a text encoder"),
+        ({"quantization": "4bit", "dtype": "float64"}, "--quantization and --dtype float64"),
+        ({"quantization": "4bit", "model": "some.gguf"}, "would round the weights of some.gguf a second time"),
+    ],
+)
+def test_what_no_model_can_be_loaded_as_is_refused_before_one_is_looked_for(
+    options: dict[str, Any], words: str, dry_run: bool, corpus: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        extract(corpus, str(tmp_path / "out"), **{"model": "no/such-model", **options}, dry_run=dry_run)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_quantised_already_and_gpus_that_are_not_there_are_refused_in_a_sentence(
+    corpus: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raydpp.extract.stage.check_quantization", lambda *_: None)  # bitsandbytes need not be there
+    folder, out = shutil.copytree(tiny_model, tmp_path / "model"), str(tmp_path / "out")
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quant_method": "gptq", "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match="are quantised already; leave it out"):
+            extract(corpus, out, str(folder), quantization="4bit", dry_run=dry_run)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(UserError, match=r"spread over 2 GPUs, and this process sees 1: give a lower --gpus-per-actor"):
+        extract(corpus, out, tiny_model, gpus_per_actor=2, dry_run=True)
 
 
 @pytest.mark.slow

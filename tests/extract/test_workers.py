@@ -397,6 +397,14 @@ def test_what_passes_is_tried_again(
     assert not rejects
 
 
+@pytest.mark.parametrize(
+    ("gpus", "loaded"), [(0.0, ("cpu", 1)), (0.5, ("cuda", 1)), (1.0, ("cuda", 1)), (4.0, ("cuda", 4))]
+)
+def test_an_actors_gpus_hold_one_model(gpus: float, loaded: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raydpp.gradients.representations.load_extractor", lambda config, *where: where)
+    assert workers._load(ExtractorConfig("none"), ActorPlan(gpus, 1.0, 1, 1, 1)) == loaded
+
+
 def test_a_sample_is_tokenised_to_know_what_will_be_cut(corpus: str, tiny_model: str) -> None:
     chosen = choose(Folder.at(corpus), {"first": 20, "second": 20})
     examples, reasons = tokenize_first(chosen, ExtractorConfig(tiny_model), Masking(max_length=12))

@@ -26,7 +26,7 @@ class RademacherProjection:
         dimension: int,
         rows: int = 0,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | Mapping[str, torch.device] = "cpu",
         dtype: torch.dtype = torch.float32,
         init: str = "signs",
         scales: Mapping[str, Tensor] | None = None,
@@ -34,7 +34,6 @@ class RademacherProjection:
         self.dimension = dimension
         self._scales = scales or {}
         self._seed = seed
-        self._device = device
 
     def reduce_inputs(self, name: str, inputs: Tensor) -> Tensor:
         """All of them."""
@@ -48,5 +47,5 @@ class RademacherProjection:
             block = full[:, start : start + BLOCK]  # (n, entries)
             draw = derived_generator(self._seed, name, f"dense {start}")
             bits = draw.integers(0, 2, size=(block.shape[1], self.dimension), dtype=np.int8)
-            signs = torch.from_numpy(bits * 2 - 1).to(self._device).to(total.dtype)  # (entries, D)
+            signs = torch.from_numpy(bits * 2 - 1).to(total)  # (entries, D)
             total.add_(block @ signs, alpha=1 / math.sqrt(self.dimension))

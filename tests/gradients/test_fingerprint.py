@@ -35,6 +35,7 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> No
         "adapter layers": made(adapter=Adapter(layers="last:1")),
         "projection seed": made(projection_seed=1),
         "projection rows": made(rank=16),
+        "quantization": made(quantization="4bit"),
     }
     for name, other in changed.items():
         difference = first_difference(first, other)
@@ -44,6 +45,8 @@ def test_what_changes_the_numbers_changes_the_fingerprint(tiny_model: str) -> No
     template = first_difference(first, made())
     assert template is not None
     assert template[0] == "template"
+    assert first_difference(made(quantization="8bit"), changed["quantization"]) == ("quantization", "8bit", "4bit")
+    assert "quantization" not in first  # nor in those of earlier tables
     assert "adapter" not in made(representation="hidden")
     difference = first_difference(made(representation="hidden"), made(representation="weighted-hidden"))
     assert difference == ("representation", "hidden", "weighted-hidden")

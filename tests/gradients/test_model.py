@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from raydpp.errors import UserError
-from raydpp.gradients.config import Dtype, resolve_dtype
+from raydpp.gradients.config import Dtype, Quantization, resolve_dtype
 from raydpp.gradients.model import (
+    check_quantization,
     hidden_width,
     load_config,
     load_encoder,
@@ -142,6 +143,86 @@ def test_an_encoder_needs_no_pooler_and_uses_no_head(model_folder: Callable[[str
     )
     with pytest.raises(UserError, match="does not hold 16 weights of its model"):
         load_encoder(broken, CPU)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What transformers is asked for: a model whose blocks it leaves on disk, where there is a map to memory."""
+    import transformers
+
+    given: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **options: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+        given.update(options)
+        model: Any = torch.nn.Linear(2, 2)
+        if "max_memory" in options:
+            model.hf_device_map = {"layers.0": 0, "layers.1": "disk"}
+        return model, {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": []}
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    return given
+
+
+def test_a_model_is_spread_over_the_free_memory_of_its_gpus_and_refused_where_it_is_too_large(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model("m", torch.device("cuda"))
+    assert asked["device_map"] == {"": torch.device("cuda")}
+    assert "max_memory" not in asked
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1000 * (number + 1), 9999))
+    with pytest.raises(UserError, match=r"'m' does not fit into memory: .* --gpus-per-actor"):
+        load_model("m", torch.device("cuda"), gpus=2)
+    assert asked["device_map"] == "balanced"
+    assert asked["max_memory"] == {0: 900, 1: 1800}
+    with pytest.raises(UserError, match="spread over 4 GPUs, and this process sees 3"):
+        load_model("m", torch.device("cuda"), gpus=4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), ValueError("provide an `offload_folder` for")],
+)
+def test_a_model_that_is_too_large_is_no_wrong_name(
+    error: Exception, model_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", fails)
+    with pytest.raises(UserError, match="does not fit into memory"):
+        load_model(model_folder("llama"), CPU)
+
+
+def test_a_quantization_that_cannot_be_had_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else name)
+    with pytest.raises(UserError, match="needs bitsandbytes, which is not installed here: pip install bitsandbytes"):
+        check_quantization("m", "auto")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    check_quantization("m", "bfloat16")
+    with pytest.raises(UserError, match="float64"):
+        check_quantization("m", "float64")
+    with pytest.raises(UserError, match=r"a\.gguf a second time"):
+        check_quantization("a.gguf", "auto")
+
+
+@pytest.mark.parametrize(("quantization", "kind"), [("8bit", "Linear8bitLt"), ("4bit", "Linear4bit")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_layers_but_the_head_are_rounded(
+    quantization: Quantization, kind: str, dtype: Dtype, tiny_model: str
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    model: Any = load_model(tiny_model, CPU, dtype, quantization)
+    kinds = {name: type(module).__name__ for name, module in model.named_modules() if hasattr(module, "in_features")}
+    assert kinds.pop("lm_head") == "Linear"
+    assert len(kinds) == 14
+    assert set(kinds.values()) == {kind}
+    plain: Any = load_model(tiny_model, CPU, dtype)
+    ids = torch.arange(3, 15)[None]
+    found, exact = (one(input_ids=ids).logits.float() for one in (model, plain))
+    assert 0 < (found - exact).norm() < {"8bit": 0.1, "4bit": 0.5}[quantization] * exact.norm()
 
 
 def test_an_adapter_is_no_model(saved_adapter: Callable[..., str], model_folder: Callable[[str], str]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from raydpp.errors import UserError
+from raydpp.gradients import representations
 from raydpp.gradients.config import Adapter, Dtype, ExampleFeatures, ExtractorConfig, Representation
-from raydpp.gradients.model import load_encoder, load_tokenizer
+from raydpp.gradients.model import load_encoder, load_model, load_tokenizer
 from raydpp.gradients.representations import Extractor, load_extractor, without_prompt
 from raydpp.gradients.tokenization import TokenizedExample, tokenize_for_encoder
+from tests.gradients.devices import Devices
 from tests.gradients.lora_reference import cosines, lora_b_gradients
 
 ARCHITECTURES = ["llama", "gpt_neox", "qwen2", "gpt2", "granite"]
@@ -152,6 +155,131 @@ def test_neighbours_padding_and_order_change_no_feature(
     if together.losses is not None:
         np.testing.assert_allclose(np.concatenate([one.losses for one in alone]), together.losses, rtol=1e-5)
     assert np.linalg.norm(together.features @ together.features.T - 1) > 0.1
+
+
+PARTS = {  # of each architecture: what comes before the blocks, they, what comes after them, and the head
+    "llama": ("model.embed_tokens model.rotary_emb", "model.layers", "model.norm", "lm_head"),
+    "granite": ("model.embed_tokens model.rotary_emb", "model.layers", "model.norm", "lm_head"),
+    "gpt2": ("transformer.wte transformer.wpe transformer.drop lm_head", "transformer.h", "transformer.ln_f", ""),
+    "bert": ("embeddings", "encoder.layer", "pooler", ""),
+}
+SPREAD: list[tuple[Representation, str, str]] = [
+    ("gradient", "llama", "fresh"),
+    ("gradient", "llama", "trained"),
+    ("gradient", "llama", "head"),
+    ("gradient", "granite", "fresh"),
+    ("gradient", "gpt2", "fresh"),
+    ("hidden", "llama", "fresh"),
+    ("weighted-hidden", "granite", "fresh"),
+    ("embedding", "bert", "fresh"),
+]
+
+
+def dispatched(monkeypatch: pytest.MonkeyPatch, architecture: str, places: str, offload: Path | None = None) -> None:
+    """Models are loaded with their parts, in two blocks, at these five places, as accelerate spreads them."""
+    from accelerate import dispatch_model
+
+    before, blocks, after, head = PARTS[architecture]
+    parts = (before, f"{blocks}.0", f"{blocks}.1", after, head)
+    where = {name: place for names, place in zip(parts, places.split(), strict=True) for name in names.split()}
+
+    def spread(loaded: Any) -> Callable[..., Any]:
+        return lambda name, device, dtype, *_: dispatch_model(
+            loaded(name, torch.device("cpu"), dtype),
+            where,
+            places.split()[0].replace("disk", "cpu"),
+            offload_dir=offload,
+        )
+
+    for name in ("load_model", "load_encoder"):
+        monkeypatch.setattr(representations, name, spread(getattr(representations, name)))
+
+
+@pytest.mark.parametrize("places", ["lazy:0 lazy:0 lazy:1 lazy:1 lazy:2", "lazy:0 lazy:1 lazy:2 lazy:2 lazy:0"])
+@pytest.mark.parametrize(("representation", "architecture", "kind"), SPREAD)
+def test_a_model_that_is_spread_over_devices_gives_the_same_features(
+    representation: Representation,
+    architecture: str,
+    kind: str,
+    places: str,
+    model_folder: Build,
+    saved_adapter: Build,
+    examples: Build,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, given = model_folder(architecture), examples(9, 30, 17)
+    adapter = Adapter(targets=("up_proj", "lm_head")) if kind == "head" else Adapter(kind)
+    if kind == "trained":
+        adapter = Adapter(saved_adapter(folder))
+    config = ExtractorConfig(
+        folder, representation, adapter, dimension=64, batch_tokens=70, difficulty=representation != "embedding"
+    )
+    plain = load_extractor(config)(given)
+    dispatched(monkeypatch, architecture, places)
+    with Devices():
+        extractor: Any = load_extractor(config, "lazy:0")
+        found = extractor(given)
+    assert errors(whole(found), whole(plain)).max() < 1e-5
+    for scores, others in ((found.losses, plain.losses), (found.difficulties, plain.difficulties)):
+        if others is not None:
+            np.testing.assert_allclose(scores, others, rtol=1e-5)
+    if representation == "gradient":
+        for name, signs in extractor.projection._sign.items():
+            block = re.search(r"\.([01])\.", name)
+            place = places.split()[1 + int(block[1]) if block else -1]
+            assert str(signs.device) == place
+            assert extractor.projection.maps[name] is None or str(extractor.projection.maps[name].device) == place
+
+
+@pytest.mark.parametrize("places", ["cpu cpu disk cpu cpu", "cpu disk cpu disk disk", "disk disk disk disk disk"])
+@pytest.mark.parametrize(("representation", "architecture"), [("gradient", "llama"), ("hidden", "granite")])
+def test_weights_that_lie_on_disk_until_they_are_used_give_the_same_features(
+    representation: Representation,
+    architecture: str,
+    places: str,
+    model_folder: Build,
+    examples: Build,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    given = examples(9, 30, 17)
+    config = ExtractorConfig(model_folder(architecture), representation, dimension=64, batch_tokens=70)
+    plain = load_extractor(config)(given)
+    dispatched(monkeypatch, architecture, places, tmp_path)
+    extractor: Any = load_extractor(config)
+    assert any(parameter.is_meta for parameter in extractor.model.parameters())
+    assert errors(whole(extractor(given)), whole(plain)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["fresh", "trained"])
+def test_of_weights_rounded_to_4_bits_the_features_are_those_of_a_plain_model_that_has_them(
+    kind: str, tiny_model: str, saved_adapter: Build, examples: Build, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    adapter = Adapter(saved_adapter(tiny_model) if kind == "trained" else kind)
+    rounded: Any = load_model(tiny_model, torch.device("cpu"), "float32", "4bit")
+    rounded.dequantize().save_pretrained(tmp_path / "plain")
+    config = ExtractorConfig(str(tmp_path / "plain"), adapter=adapter, dimension=64, batch_tokens=400)
+    given = examples(9, 30, 17)
+    expected = load_extractor(config)(given)
+    extractor = load_extractor(replace(config, model=tiny_model, quantization="4bit"))
+    together = extractor(given)
+    assert errors(whole(together), whole(expected)).max() < 1e-4
+    assert errors(whole(extractor(given[:1])), whole(together)[:1]).max() < 1e-4
+    assert errors(whole(load_extractor(replace(config, model=tiny_model))(given)), whole(together)).max() > 0.01
+
+
+@pytest.mark.parametrize("representation", ["gradient", "hidden"])
+def test_of_weights_rounded_to_8_bits_the_features_are_near_and_have_no_neighbours(
+    representation: Representation, tiny_model: str, examples: Build
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes")
+    config = ExtractorConfig(tiny_model, representation, dimension=64, batch_tokens=400)
+    given = examples(9, 30, 17)
+    extractor = load_extractor(replace(config, quantization="8bit"))
+    together = extractor(given)
+    assert 1e-4 < errors(whole(together), whole(load_extractor(config)(given))).max() < 0.2
+    assert errors(whole(extractor(given[:1])), whole(together)[:1]).max() < 1e-4
 
 
 @pytest.mark.parametrize(("representation", "architecture"), LANGUAGE_MODELS)
