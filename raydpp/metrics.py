@@ -33,7 +33,7 @@ def count(name: str, more: float) -> None:
     """Add to one of COUNTERS."""
     ray = sys.modules.get("ray")
     if more > 0 and ray is not None and ray.is_initialized():
-        _counter(name).inc(more, _tags)
+        _counter(name).inc(float(more), _tags)  # Ray refuses a number of NumPy
 
 
 @functools.cache

@@ -117,6 +117,8 @@ def refresh(
         if before is None or _made_from(versions, before) != made_from:
             name = versions.next()
             chosen = _select(versions, before, name, size, keep, add, {**typed["select"], "address": address})
+            if chosen.record["status"] == runs.INTERRUPTED:  # the picks so far are no version
+                raise KeyboardInterrupt
             log.info(chosen.summary)
             versions.changes(name).write_json("made_from.json", made_from)
             runs.require_owner(run.out, run.record["owner"])

@@ -143,6 +143,21 @@ def test_picks_stay_and_are_completed_or_added_to(again: Callable[..., RunResult
     assert picks(latest(out)) == [one for one in [*kept, *added] if corpus[one] != "a"]
 
 
+def test_a_search_that_ctrl_c_ended_makes_no_version(
+    again: Callable[..., RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "raw" / "a.jsonl", rows(0, 12))
+
+    def interrupted(*_: Any, **__: Any) -> RunResult:
+        return RunResult("out", {"status": "interrupted"}, "some picks")
+
+    monkeypatch.setattr(stage, "run_select", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    assert not (tmp_path / "out" / "latest").exists()
+    assert not (tmp_path / "out" / "lease.json").exists()
+
+
 STEPS = ("run_ingest", "run_extract", "run_select", "compare_versions", "publish", "erase", "retain")
 
 
