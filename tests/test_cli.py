@@ -291,7 +291,7 @@ def test_the_elements_of_a_list_are_checked(capsys: pytest.CaptureFixture[str]) 
     [
         ([], 2, "required: COMMAND"),
         (["--help"], 0, "measure"),
-        (["refresh"], 2, "invalid choice"),
+        (["refreshed"], 2, "invalid choice"),
         *(([name, "--help"], 0, "--out OUT") for name in COMMANDS),
         *(([name, "--no-such-option"], 2, f"raydpp {name}: ") for name in COMMANDS),
         (["select", "table", "--out", "x", "--size", "many"], 2, "give a number"),

@@ -289,6 +289,7 @@ MOMENTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("moment", "name", "count", "on_ray"),
     [

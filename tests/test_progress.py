@@ -63,10 +63,10 @@ def test_picks_are_counted_once_and_not_those_done_before(monkeypatch: pytest.Mo
     assert [what for what in counted if what[1]] == [("picks", 2), ("picks", 1)]
 
 
-def test_a_name_in_a_title_is_not_obeyed_by_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_in_a_title_is_not_obeyed_by_the_terminal(said: pytest.LogCaptureFixture) -> None:
     with progress_bar("measure: \x1b[2J\u202e", 7, "picks") as bar:
         bar.update(7)
-    assert "measure: \ufffd[2J\ufffd: " in capsys.readouterr().err
+    assert "measure: \ufffd[2J\ufffd: " in said.text
 
 
 def test_on_a_terminal_it_moves_in_its_place(

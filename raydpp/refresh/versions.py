@@ -136,6 +136,7 @@ def _write_record(version: Folder, record: Mapping[str, Any], rows: int, gone: i
     facts = {name: value for name, value in record.items() if name not in _DROPPED_FACTS}
     facts["config"] = {name: record["config"].get(name) for name in _KEPT_CONFIG}
     facts["counts"] = {**record["counts"], "rows": rows}
+    facts["table_files"] = {}  # their names hold ids; without them all of the table counts as new since
     facts["erased"] = record.get("erased", 0) + gone
     facts["files"] = [name for name in version.files() if "/" in name and is_parquet(name)]
     version.write_json(runs.RECORD, facts)

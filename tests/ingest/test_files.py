@@ -37,7 +37,8 @@ def found(root: Path, *inputs: str) -> list[str]:
 
 def test_a_folder_is_searched_through(tree: Path) -> None:
     assert found(tree, str(tree)) == ["a.jsonl", "b.json.gz", "deep/c.parquet", "deep/er/d.csv"]
-    assert list_files([str(tree / "a.jsonl")]) == [RawFile(Folder.at(tree), "a.jsonl", 9)]
+    modified = (tree / "a.jsonl").stat().st_mtime_ns
+    assert list_files([str(tree / "a.jsonl")]) == [RawFile(Folder.at(tree), "a.jsonl", 9, modified)]
 
 
 @pytest.mark.parametrize(
