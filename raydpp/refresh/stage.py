@@ -113,7 +113,8 @@ def refresh(
         corpus = folder.url_of(CORPUS)
         table = run_extract(corpus, folder.url_of(TABLE), model, prune=True, address=address, **typed["extract"])
         log.info(table.summary)
-        before, made_from = versions.latest, {"table": _files(folder.below(TABLE)), "what": what}
+        before = versions.latest
+        made_from = {"corpus": _sizes(folder.below(CORPUS)), "table": _files(folder.below(TABLE)), "what": what}
         if before is None or _made_from(versions, before) != made_from:
             name = versions.next()
             chosen = _select(versions, before, name, size, keep, add, {**typed["select"], "address": address})
@@ -169,6 +170,13 @@ def _files(table: Folder) -> dict[str, int]:
     return {part.name: part.rows for part in parquet_parts(table.below(GRADIENTS))}
 
 
+def _sizes(corpus: Folder) -> dict[str, int]:
+    """What tells whether a corpus has changed where its conversations have not: other columns have."""
+    names = corpus.files(".parquet")
+    infos = corpus.system.get_file_info([name for name in names if name.startswith("corpus/")])
+    return {info.base_name: info.size for info in infos}
+
+
 def _made_from(versions: Versions, name: str) -> Any:
     return json.loads(versions.changes(name).read_text("made_from.json") or "null")
 
@@ -184,7 +192,7 @@ def _finish(
     """Erase what is gone from older versions, delete the oldest, and say what has changed."""
     living = read_columns(parquet_parts(run.out.below(f"{CORPUS}/corpus")), ["id"])["id"].combine_chunks()
     erased = versions.erase(living, read.record["counts"]["sources"])
-    left = table.record["counts"]["dropped"]
+    left = 0 if table.repeated else table.record["counts"]["dropped"]
     if left or erased:
         log.info("refresh: %d conversations left the corpus; %d picks of older versions were erased", left, erased)
     done = {name: 0 if table.repeated else table.record["timings"][name] for name in ("rows", "rejects", "tokens")}

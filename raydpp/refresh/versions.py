@@ -15,7 +15,7 @@ from raydpp import runs
 from raydpp.errors import UserError
 from raydpp.select.outputs import EXAMPLES, Distances, write_dataset
 from raydpp.storage import Folder
-from raydpp.tables import Part, is_parquet, parquet_parts, read_columns, write_table
+from raydpp.tables import GRADIENTS, Part, is_parquet, parquet_parts, read_columns, write_table
 
 VERSIONS = "versions"
 CHANGES = "changes"
@@ -103,26 +103,24 @@ def erase(version: Folder, living: pa.Array, sources: Collection[str]) -> int | 
     files = {name: _ids_gone(Part(version, name), living) for name in version.files() if is_parquet(name)}
     if not any(files.values()) and set(record.get("sources", ())) <= set(sources):
         return None
-    selection = parquet_parts(version.below("selection"))
-    before = sum(part.rows for part in selection)
-    for name in version.files():
-        if name.startswith(("selection/", "gradients/")):
-            part = Part(version, name)
-            table = part.read(part.columns)
-            write_table(version, name, table.filter(pc.is_in(table["id"], living)))
-        elif name not in (EXAMPLES, runs.RECORD, runs.SUCCESS):
-            version.delete(name)
-    picks = read_columns(selection, ["id", "log_det"])
+    picks = read_columns(parquet_parts(version.below("selection")), ["id", "log_det"])
+    left = picks.filter(pc.is_in(picks["id"], living))
+    gone, kept = len(picks) - len(left), set(left["id"].to_pylist())
     rows = [json.loads(line) for line in (version.read_text(EXAMPLES) or "").split("\n") if line]
-    kept = set(picks["id"].to_pylist())
     rows = [row for row in rows if row["id"] in kept]
-    gone = before - len(kept)
+    for name in version.files():
+        if not name.startswith(("selection/", f"{GRADIENTS}/")) and name not in (EXAMPLES, runs.RECORD, runs.SUCCESS):
+            version.delete(name)
     if rows:
         mix = Counter(row["source"] for row in rows)
         shares = {source: number / mix.total() for source, number in mix.most_common()}
         facts = {"reduced": f"{gone:,} of its picks are not in the corpus any more"}
-        write_dataset(version, rows, facts, picks["log_det"][-1].as_py(), shares, Distances("", {}))
+        write_dataset(version, rows, facts, left["log_det"][-1].as_py(), shares, Distances("", {}))
     _write_record(version, record, len(kept), gone)
+    for folder in (GRADIENTS, "selection"):  # the picks last: until then what is gone is found again after a crash
+        for part in parquet_parts(version.below(folder)):
+            table = part.read(part.columns)
+            write_table(part.folder, part.name, table.filter(pc.is_in(table["id"], living)))
     return gone
 
 
@@ -137,6 +135,6 @@ def _write_record(version: Folder, record: Mapping[str, Any], rows: int, gone: i
     facts["config"] = {name: record["config"].get(name) for name in _KEPT_CONFIG}
     facts["counts"] = {**record["counts"], "rows": rows}
     facts["table_files"] = {}  # their names hold ids; without them all of the table counts as new since
-    facts["erased"] = record.get("erased", 0) + gone
+    facts["erased"] = record.get("erased", 0) + (gone if rows < record["counts"]["rows"] else 0)  # once
     facts["files"] = [name for name in version.files() if "/" in name and is_parquet(name)]
     version.write_json(runs.RECORD, facts)

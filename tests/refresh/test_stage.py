@@ -114,8 +114,12 @@ def test_nights_of_a_corpus_that_changes(
     assert len(picks(latest(out))) == 6
     assert pq.read_table(out / "table" / "gradients").num_rows == 43
 
-    again(size=7)
-    assert latest(out).name == "000004"
+    write_rows(raw / "first.jsonl", [{**row, "note": "checked"} for row in rows(0, 40)])
+    assert again().record["cost"]["new conversations"] == 0
+    assert latest(out).name == "000004"  # another column has come, which the examples have too
+    assert '"note": "checked"' in (latest(out) / "examples.jsonl").read_text()
+    os.utime(raw / "first.jsonl")
+    assert again().record["version"] == "000004"  # the same in a newer file
     assert sorted(path.name for path in (out / "versions").iterdir()) == ["000002", "000003", "000004"]
 
 

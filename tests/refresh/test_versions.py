@@ -11,6 +11,7 @@ import pytest
 
 from raydpp import runs
 from raydpp.errors import UserError
+from raydpp.refresh import versions as module
 from raydpp.refresh.versions import Versions, erase
 from raydpp.runs import load_finished
 from raydpp.select.stage import select
@@ -62,6 +63,27 @@ def test_a_source_that_is_gone_is_in_no_file_of_a_version_any_more(table: str, v
     assert {"README.md", "dataset_info.json", "examples.jsonl"} < after.keys()
     assert not [name for name in after if name.startswith(("plots", "map", "redundancy", "report"))]
     assert erase(Folder.at(version), pa.array(living), {"first"}) is None
+
+
+def test_ended_in_the_middle_it_is_done_again(table: str, version: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = all_ids(table)
+    living = [one for one, source in ids.items() if source == "first"]
+    writes = ["write_dataset", "_write_record", "write_table"]
+    for name in writes:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, _fail)
+            with pytest.raises(OSError, match="full"):
+                erase(Folder.at(version), pa.array(living), {"first", "second"})
+    gone = erase(Folder.at(version), pa.array(living), {"first", "second"})
+    assert gone is not None
+    assert not [name for name, text in texts(version).items() for one in ids if one not in living and one in text]
+    record = load_finished(["select"], Folder.at(version))
+    assert record["erased"] == gone
+    assert len((version / "examples.jsonl").read_text().splitlines()) == record["counts"]["rows"] == 12 - gone
+
+
+def _fail(*_: Any) -> None:
+    raise OSError("the disk is full")
 
 
 def test_what_is_all_there_is_left_alone(table: str, version: Path) -> None:
