@@ -93,7 +93,7 @@ class Run:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self._started, 3),
             "summary": summary,
-            "files": _data_files(self.out),
+            "files": data_files(self.out),
             **facts,
         }
         self.out.write_json(RECORD, self.record)
@@ -202,7 +202,7 @@ def lost(record: Mapping[str, Any], folder: Folder) -> str | None:
     recorded = record.get("files")
     if recorded is None:  # written before files were recorded
         return None
-    found = set(_data_files(folder))
+    found = set(data_files(folder))
     if foreign := sorted(found.difference(recorded)):
         raise UserError(
             f"{folder.url_of(foreign[0])} was not written by the raydpp {record['stage']} whose folder it is in: take"
@@ -212,7 +212,7 @@ def lost(record: Mapping[str, Any], folder: Folder) -> str | None:
     return folder.url_of(missing[0]) if missing else None
 
 
-def _data_files(out: Folder) -> list[str]:
+def data_files(out: Folder) -> list[str]:
     """The data files in the folders of a run."""
     return [name for name in out.files() if "/" in name and name.endswith(_DATA)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -62,12 +61,14 @@ def compare_versions(versions: Versions, cost: Mapping[str, float], address: str
     """
     *earlier, name = versions.names
     names = [*earlier[-1:], name]
+    records = {one: runs.load_finished(["select"], versions.folder(one)) for one in names}
+    made = {one: record["fingerprint"] for one, record in records.items()}
     picks = {one: _picks(versions, one) for one in names}
     old, new = picks[earlier[-1]] if earlier else {}, picks[name]
     then, now = Counter(old.values()), Counter(new.values())
     out = versions.changes(name)
     measured = measure(
-        [versions.folder(one).url for one in names if _comparable(versions, one, name)],
+        [versions.folder(one).url for one in names if runs.first_difference(made[one], made[name]) is None],
         out.url_of("diversity"),
         subset="uniform",
         measures=False,
@@ -80,7 +81,7 @@ def compare_versions(versions: Versions, cost: Mapping[str, float], address: str
         sorted(new.keys() - old.keys()),
         sorted(old.keys() - new.keys()),
         {source: (then[source], now[source]) for source in sorted(then.keys() | now.keys())},
-        {one: json.loads(versions.folder(one).read_text(runs.RECORD) or "")["log_det"] for one in names},
+        {one: record["log_det"] for one, record in records.items()},
         {one["table"]: one["mean"] for one in measured.record["results"]},
         cost,
     )
@@ -91,14 +92,6 @@ def compare_versions(versions: Versions, cost: Mapping[str, float], address: str
     sections = [Section(table.title, table=table) for table in changes.tables]
     write_report(out, f"What version {name} changed", lead, sections)
     return changes
-
-
-def _comparable(versions: Versions, one: str, other: str) -> bool:
-    """Whether the gradients of two versions were taken alike."""
-    first, second = (
-        runs.load_finished(["select"], versions.folder(version))["fingerprint"] for version in (one, other)
-    )
-    return runs.first_difference(first, second) is None
 
 
 def _picks(versions: Versions, name: str) -> dict[str, str]:

@@ -136,5 +136,5 @@ def _write_record(version: Folder, record: Mapping[str, Any], rows: int, gone: i
     facts["counts"] = {**record["counts"], "rows": rows}
     facts["table_files"] = {}  # their names hold ids; without them all of the table counts as new since
     facts["erased"] = record.get("erased", 0) + (gone if rows < record["counts"]["rows"] else 0)  # once
-    facts["files"] = [name for name in version.files() if "/" in name and is_parquet(name)]
+    facts["files"] = runs.data_files(version)
     version.write_json(runs.RECORD, facts)

@@ -22,6 +22,7 @@ from raydpp.runs import RunResult
 from raydpp.select.stage import select
 from raydpp.storage import Folder
 from tests.conftest import WORDS, write_rows
+from tests.refresh.contents import texts
 
 WORD = WORDS.split()
 
@@ -59,17 +60,6 @@ def latest(out: Path) -> Path:
 
 def picks(folder: Path) -> list[str]:
     return pq.read_table(folder / "selection").sort_by("rank")["id"].to_pylist()
-
-
-def words(folder: Path) -> dict[str, str]:
-    """What all files below a folder hold, as text."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            is_table = path.suffix == ".parquet"
-            text = json.dumps(pq.read_table(path).to_pylist()) if is_table else path.read_text(errors="replace")
-            found[str(path.relative_to(folder))] = text
-    return found
 
 
 def test_nights_of_a_corpus_that_changes(
@@ -110,7 +100,7 @@ def test_nights_of_a_corpus_that_changes(
     assert third.record["erased"] > 0
     assert latest(out).name == "000003"
     assert third.record["cost"]["new conversations"] == 0
-    assert not [name for name, text in words(out).items() if "zzsecret" in text]
+    assert not [name for name, text in texts(out).items() if "zzsecret" in text]
     assert len(picks(latest(out))) == 6
     assert pq.read_table(out / "table" / "gradients").num_rows == 43
 
@@ -175,7 +165,7 @@ def test_ended_anywhere_it_leaves_the_latest_version_and_goes_on(
     write_rows(raw / "a.jsonl", rows(0, 30))
     write_rows(raw / "zzsecret.jsonl", rows(40, 10, " zzsecret"))
     again(size=5)
-    before = words(latest(out))
+    before = texts(latest(out))
     (raw / "zzsecret.jsonl").unlink()
     write_rows(raw / "b.jsonl", rows(100, 5))
     owner: Any = stage if hasattr(stage, step) else Versions
@@ -194,11 +184,11 @@ def test_ended_anywhere_it_leaves_the_latest_version_and_goes_on(
     published = published or step == "compare_versions"
     assert latest(out).name == ("000002" if published else "000001")
     if not published:
-        assert words(latest(out)) == before
+        assert texts(latest(out)) == before
     found = again(size=5)
     assert latest(out).name == "000002"
     assert found.record["version"] == "000002"
-    assert not [name for name, text in words(out).items() if "zzsecret" in text]
+    assert not [name for name, text in texts(out).items() if "zzsecret" in text]
     gamma = json.loads(before["run.json"])["gamma"]
     fresh = select(str(out / "table"), str(tmp_path / "fresh"), 5, gamma=gamma, redundancy="never")
     assert picks(latest(out)) == picks(Path(fresh.out))

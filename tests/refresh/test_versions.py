@@ -17,6 +17,7 @@ from raydpp.runs import load_finished
 from raydpp.select.stage import select
 from raydpp.storage import Folder
 from raydpp.tables import open_table
+from tests.refresh.contents import texts
 
 
 @pytest.fixture
@@ -28,17 +29,6 @@ def version(table: str, tmp_path: Path) -> Path:
 def all_ids(table: str) -> dict[str, str]:
     rows = pq.read_table(Path(table) / "gradients", columns=["id", "source"])
     return dict(zip(rows["id"].to_pylist(), rows["source"].to_pylist(), strict=True))
-
-
-def texts(folder: Path) -> dict[str, str]:
-    """All that files hold, Parquet as JSON."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            is_table = path.suffix == ".parquet"
-            text = json.dumps(pq.read_table(path).to_pylist()) if is_table else path.read_text(errors="replace")
-            found[str(path.relative_to(folder))] = text
-    return found
 
 
 def test_a_source_that_is_gone_is_in_no_file_of_a_version_any_more(table: str, version: Path) -> None:
